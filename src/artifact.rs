@@ -1,0 +1,358 @@
+//! What a compression Job made: the [`Manifest`] that lies beside the artifact in the store, and
+//! the [`Outcome`] that fits into a container's termination message.
+//!
+//! The artifact's bytes are deterministic; the Manifest also holds measured figures, which are not.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Digest;
+use crate::recipe::{Metric, Recipe};
+
+/// The `schema` of a [`Manifest`].
+pub const MANIFEST_SCHEMA: &str = "lithe.dev/manifest/v1alpha1";
+
+/// ModelPack: the OCI artifact type of a model.
+pub const MODEL_ARTIFACT_TYPE: &str = "application/vnd.cncf.model.manifest.v1+json";
+/// ModelPack: the media type of the model's configuration blob.
+pub const MODEL_CONFIG_MEDIA_TYPE: &str = "application/vnd.cncf.model.config.v1+json";
+/// ModelPack: the media type of a layer that is one weight file as it is.
+pub const MODEL_WEIGHT_MEDIA_TYPE: &str = "application/vnd.cncf.model.weight.v1.raw";
+/// ModelPack: the media type of a layer that documents the model; ours is the [`Manifest`].
+pub const MODEL_DOC_MEDIA_TYPE: &str = "application/vnd.cncf.model.doc.v1.raw";
+/// ModelPack: the annotation that names a layer's file.
+pub const FILEPATH_ANNOTATION: &str = "org.cncf.model.filepath";
+/// The file name of the model inside an artifact.
+pub const MODEL_FILE: &str = "model.onnx";
+/// The file name of the Manifest inside an artifact.
+pub const MANIFEST_FILE: &str = "manifest.json";
+
+/// The exit code of a Job whose input can never work: the Job does not try again.
+pub const EXIT_REFUSED: i32 = 42;
+/// The exit code of a Job whose result failed a gate: the Job does not try again.
+pub const EXIT_GATE_FAILED: i32 = 43;
+
+/// Everything known about one artifact.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Manifest {
+    /// [`MANIFEST_SCHEMA`].
+    pub schema: String,
+    /// The content address of (source, data, recipe, worker): see [`crate::recipe::artifact_key`].
+    pub key: Digest,
+    /// The model as it came.
+    pub source: Source,
+    /// The evaluation data's digest, when there was data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<Digest>,
+    /// What was to be done.
+    pub recipe: Recipe,
+    /// The file that is served.
+    pub model: File,
+    /// The model's inputs, in graph order.
+    pub inputs: Vec<TensorSignature>,
+    /// The model's outputs, in graph order.
+    pub outputs: Vec<TensorSignature>,
+    /// What each step did.
+    pub steps: Vec<StepReport>,
+    /// How the result compares with the original; absent without data and steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evaluation: Option<EvaluationReport>,
+    /// Each gate that was checked.
+    #[serde(default)]
+    pub gates: Vec<GateResult>,
+    /// What made and measured it.
+    pub environment: Environment,
+}
+
+/// The model as it came.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Source {
+    /// The digest of the source file.
+    pub digest: Digest,
+    /// Its size in bytes, external data included.
+    pub size: u64,
+    /// Numbers in its initializers.
+    pub parameters: u64,
+    /// The version of the default operator set.
+    pub opset: i64,
+}
+
+/// One file of an artifact.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct File {
+    /// The file's name.
+    pub name: String,
+    /// The digest of its bytes.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// One input or output of a model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TensorSignature {
+    /// The tensor's name.
+    pub name: String,
+    /// The element type in Open Inference Protocol terms: `FP32`, `INT64`, `BYTES`, ….
+    pub datatype: String,
+    /// The dimensions; -1 where any size fits.
+    pub shape: Vec<i64>,
+}
+
+/// What one step did.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StepReport {
+    /// The step's name, such as `quantize.dynamic`.
+    pub name: String,
+    /// Nodes the step changed.
+    pub matched: u64,
+    /// Nodes the step could have changed and did not, by reason.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<Skipped>,
+    /// What the step says in one line, such as `14 BatchNormalization folded, 3 Dropout removed`.
+    #[serde(default)]
+    pub summary: String,
+    /// Bytes of the model before the step.
+    pub size_before: u64,
+    /// Bytes of the model after it.
+    pub size_after: u64,
+    /// Numbers in initializers after the step.
+    pub parameters: u64,
+    /// The metric after the step, when it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metric: Option<f64>,
+    /// The share of equal largest outputs after the step, when it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agreement: Option<f64>,
+    /// The mean cosine of the outputs with the original's after the step, when it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cosine: Option<f64>,
+    /// The original's median latency over this step's, when it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speedup: Option<f64>,
+}
+
+/// Nodes that a step left alone, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Skipped {
+    /// The operator, such as `Conv`.
+    pub op: String,
+    /// How many.
+    pub count: u64,
+    /// Why.
+    pub reason: String,
+    /// Up to three of their names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nodes: Vec<String>,
+}
+
+/// How the result compares with the original on the evaluation split.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EvaluationReport {
+    /// The output that was judged.
+    pub output: String,
+    /// Samples that were compared.
+    pub samples: u64,
+    /// What the model was judged by.
+    pub metric: Metric,
+    /// The original's value.
+    pub original: f64,
+    /// The compressed model's value.
+    pub compressed: f64,
+    /// The share of samples with the same largest output.
+    pub agreement: f64,
+    /// The mean cosine of the outputs.
+    pub cosine: f64,
+    /// The signal-to-quantization-noise ratio in dB; absent where the outputs are equal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal_to_noise: Option<f64>,
+    /// The latency ratio from interleaved pairs.
+    pub latency: LatencyReport,
+}
+
+/// Latency of original and compressed model, measured in turns on the same inputs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LatencyReport {
+    /// Median of one inference of the original, in seconds.
+    pub original_seconds: f64,
+    /// Median of one inference of the compressed model, in seconds.
+    pub compressed_seconds: f64,
+    /// The median over pairs of original over compressed: above 1 is faster.
+    pub speedup: f64,
+    /// Pairs that were measured.
+    pub pairs: u64,
+    /// Samples per inference.
+    pub batch_size: u64,
+}
+
+/// One gate, its bound and the figure it saw.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GateResult {
+    /// The gate's field, such as `maxDrop`.
+    pub gate: String,
+    /// The bound as the user wrote it.
+    pub bound: String,
+    /// The figure that was measured, as text with its unit.
+    pub measured: String,
+    /// Whether it held.
+    pub passed: bool,
+}
+
+/// What made and measured an artifact.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Environment {
+    /// The version of Lithe's worker.
+    pub worker: String,
+    /// The version of ONNX Runtime.
+    pub onnxruntime: String,
+    /// The processor's model name.
+    pub cpu: String,
+    /// Instruction sets that decide about int8: `avx2`, `avx512f`, `avx512_vnni`, `avx_vnni`, `amx_int8`, ….
+    pub isa: Vec<String>,
+    /// Threads that were used.
+    pub threads: u32,
+}
+
+/// What a Job says in its termination message (at most 4096 bytes, so steps are in brief).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all_fields = "camelCase")]
+pub enum Outcome {
+    /// An artifact is in the store.
+    Made(Box<Made>),
+    /// The input can never work, or the result failed a gate.
+    Refused(Refusal),
+}
+
+/// The artifact in brief.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Made {
+    /// Where the artifact lies, by digest: `oci://host/name@sha256:…`, `s3://bucket/prefix/sha256/…`.
+    pub uri: String,
+    /// The digest of the model file that is served.
+    pub digest: Digest,
+    /// The digest of the Manifest.
+    pub manifest: Digest,
+    /// The key under which the store holds it.
+    pub key: Digest,
+    /// The digest of the source.
+    pub source: Digest,
+    /// Bytes of the model file.
+    pub size: u64,
+    /// Bytes of the source.
+    pub original_size: u64,
+    /// Whether the store already held it, so that nothing was computed.
+    #[serde(default)]
+    pub reused: bool,
+    /// Whether a failed gate made this the original instead of the compressed model.
+    #[serde(default)]
+    pub fallback: Option<String>,
+    /// The metric's name, when something was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metric: Option<Metric>,
+    /// The original's value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub original_value: Option<f64>,
+    /// The compressed model's value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<f64>,
+    /// The share of samples with the same largest output.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agreement: Option<f64>,
+    /// The mean cosine of the outputs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cosine: Option<f64>,
+    /// The latency ratio; above 1 is faster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speedup: Option<f64>,
+    /// Samples that judged it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub samples: Option<u64>,
+    /// The steps in one line each, such as `quantize.dynamic: 24 MatMul, 3 Gather; 69.1 MB -> 17.6 MB`.
+    #[serde(default)]
+    pub steps: Vec<String>,
+}
+
+/// Why there is no artifact.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Refusal {
+    /// A condition reason: one of [`crate::names::reason`].
+    pub reason: String,
+    /// What was seen, in one sentence.
+    pub message: String,
+    /// The spec field to look at, such as `spec.model.digest`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub field: Option<String>,
+    /// The digest of the source, when it could be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Digest>,
+}
+
+/// The most bytes that Kubernetes keeps of a termination message.
+pub const TERMINATION_MESSAGE_BYTES: usize = 4096;
+
+impl Outcome {
+    /// The termination message: JSON of at most [`TERMINATION_MESSAGE_BYTES`], shortened where it
+    /// must be (steps first, then the message's end).
+    pub fn to_message(&self) -> String {
+        let mut outcome = self.clone();
+        loop {
+            let text = serde_json::to_string(&outcome).unwrap_or_default();
+            if text.len() <= TERMINATION_MESSAGE_BYTES {
+                return text;
+            }
+            match &mut outcome {
+                Self::Made(made) if !made.steps.is_empty() => {
+                    made.steps.pop();
+                }
+                Self::Refused(refusal) => {
+                    let keep = refusal.message.chars().count() * 3 / 4;
+                    refusal.message = refusal.message.chars().take(keep).collect();
+                }
+                Self::Made(_) => return text,
+            }
+        }
+    }
+
+    /// Reads a termination message; `None` when it is something else.
+    pub fn from_message(text: &str) -> Option<Self> {
+        serde_json::from_str(text).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_refusal_still_fits_and_still_parses() {
+        let outcome = Outcome::Refused(Refusal {
+            reason: "Corrupt".into(),
+            message: "é\"".repeat(10_000),
+            field: Some("spec.model.uri".into()),
+            source: None,
+        });
+        let text = outcome.to_message();
+        assert!(text.len() <= TERMINATION_MESSAGE_BYTES, "{}", text.len());
+        let Some(Outcome::Refused(read)) = Outcome::from_message(&text) else {
+            unreachable!("{text}")
+        };
+        assert_eq!(read.reason, "Corrupt");
+    }
+
+    #[test]
+    fn other_messages_are_not_outcomes() {
+        assert_eq!(Outcome::from_message("panicked at"), None);
+        assert_eq!(Outcome::from_message(""), None);
+    }
+}

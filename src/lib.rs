@@ -1,0 +1,17 @@
+//! The vocabulary of Lithe: every type, name and file format on which two of its processes agree.
+//!
+//! Read in this order: [`spec`] is what a user declares, [`recipe`] what the operator hands to the
+//! compression Job, [`artifact`] what the Job hands back, [`status`] what the user reads, [`names`]
+//! what everything is called. Nothing here does I/O, knows a client, or asks what time it is.
+
+pub mod artifact;
+pub mod digest;
+pub mod names;
+pub mod recipe;
+#[cfg(feature = "crd")]
+pub mod spec;
+#[cfg(feature = "crd")]
+pub mod status;
+pub mod units;
+
+pub use digest::Digest;
