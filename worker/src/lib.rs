@@ -1,0 +1,4 @@
+//! `lithe-worker`: compresses a model in a Job and serves the result in a Pod.
+
+pub mod runtime;
+pub mod tensor;
