@@ -482,3 +482,31 @@ pub struct Analysis {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_agreement: Option<Percent>,
 }
+
+/// The CustomResourceDefinition as it stands in `crds/modeldeployments.yaml`.
+pub fn manifest() -> String {
+    use kube::CustomResourceExt as _;
+    let mut crd = serde_json::to_value(ModelDeployment::crd()).unwrap_or_default();
+    drop_foreign_formats(&mut crd);
+    let crd = serde_yaml::to_string(&crd).unwrap_or_default();
+    format!(
+        "# Generated from src/spec.rs and src/status.rs; tests/crds.rs fails when it drifts.\n\
+         # Write it anew with: UPDATE=1 cargo test --features crd --test crds\n{crd}"
+    )
+}
+
+/// The API server warns at every apply of a CRD about integer formats that OpenAPI does not know.
+fn drop_foreign_formats(schema: &mut serde_json::Value) {
+    use serde_json::Value;
+    match schema {
+        Value::Object(fields) => {
+            let foreign = |value: &mut Value| value.as_str().is_some_and(|f| f.starts_with("uint"));
+            if fields.get_mut("format").is_some_and(foreign) {
+                fields.remove("format");
+            }
+            fields.values_mut().for_each(drop_foreign_formats);
+        }
+        Value::Array(items) => items.iter_mut().for_each(drop_foreign_formats),
+        _ => {}
+    }
+}
