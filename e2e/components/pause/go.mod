@@ -1,0 +1,3 @@
+module lithe.dev/e2e/components/pause
+
+go 1.26.0

@@ -1,0 +1,69 @@
+//! Runs other programs: output to a log file, and an error that names the program, the log and
+//! its last lines.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::cache;
+
+/// Runs `command` to its end with its output in `<cache>/logs/<name>.log`.
+pub fn run_logged(command: &mut Command, name: &str) -> Result<()> {
+    let log = log_path(name)?;
+    let file = File::create(&log).with_context(|| format!("create {}", log.display()))?;
+    let status = command
+        .stdin(Stdio::null())
+        .stdout(file.try_clone()?)
+        .stderr(file)
+        .status()
+        .with_context(|| format!("start {}", program(command)))?;
+    if status.success() {
+        return Ok(());
+    }
+    bail!("{} ended with {status}; read {}\n{}", program(command), log.display(), tail(&log, 15))
+}
+
+/// Runs `command` on the user's terminal and fails when it fails.
+pub fn run_visible(command: &mut Command) -> Result<()> {
+    let status =
+        command.status().with_context(|| format!("start {}", program(command)))?;
+    if !status.success() {
+        bail!("{} ended with {status}", program(command));
+    }
+    Ok(())
+}
+
+/// Runs `command` and returns what it printed; its errors stand in the error.
+pub fn capture(command: &mut Command) -> Result<String> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("start {}", program(command)))?;
+    if !output.status.success() {
+        let words = String::from_utf8_lossy(&output.stderr);
+        bail!("{} ended with {}: {}", program(command), output.status, words.trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn log_path(name: &str) -> Result<PathBuf> {
+    let folder = cache::directory()?.join("logs");
+    std::fs::create_dir_all(&folder)?;
+    Ok(folder.join(format!("{name}.log")))
+}
+
+/// The last `lines` lines of `path`, or nothing.
+pub fn tail(path: &Path, lines: usize) -> String {
+    let text = std::fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    let all: Vec<&str> = text.lines().collect();
+    all.get(all.len().saturating_sub(lines)..).unwrap_or_default().join("\n")
+}
+
+fn program(command: &Command) -> String {
+    let arguments: Vec<_> =
+        command.get_args().take(3).map(|argument| argument.to_string_lossy()).collect();
+    format!("`{} {}`", command.get_program().to_string_lossy(), arguments.join(" "))
+}

@@ -1,0 +1,261 @@
+//! Images: built by buildah from one recipe per image, kept as archives, loaded into the cluster.
+//!
+//! A tag is the hash of what the image is made of, so a rebuilt program rolls its pods.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+use sha2::{Digest as _, Sha256};
+
+use crate::cluster::{Cluster, RUN};
+use crate::command::{capture, run_logged};
+use crate::{cache, progress};
+
+/// The sandbox image of every pod.
+pub const PAUSE: &str = "localhost/lithe-pause:1";
+/// The ONNX Runtime that the worker is built for.
+pub const ONNXRUNTIME: &str = "1.31.1";
+/// The Debian release of the base image.
+const RELEASE: &str = "bookworm";
+/// What a glibc program needs; the C++ library is for ONNX Runtime.
+const BASE_PACKAGES: &str = "base-files,libc6,libgcc-s1,libstdc++6";
+
+/// The images that an installation needs, by reference.
+#[derive(Clone, Debug)]
+pub struct Images {
+    /// The operator.
+    pub operator: String,
+    /// The worker.
+    pub worker: String,
+    /// The embedded artifact registry.
+    pub registry: String,
+}
+
+/// Builds the three images and loads them into `cluster`.
+pub fn load(cluster: &Cluster) -> Result<Images> {
+    let binaries = binaries()?;
+    let root = root();
+    let runtime = runtime_library()?;
+    let base = base()?;
+    let image = |name: &str, recipe: &str, files: &[(&Path, &str)]| -> Result<String> {
+        let archive = build(&base, name, &root.join(recipe), files)?;
+        import(cluster, &archive)
+    };
+    Ok(Images {
+        operator: image(
+            "operator",
+            "operator/Containerfile",
+            &[(&binaries.join("lithe-operator"), "lithe-operator")],
+        )?,
+        worker: image(
+            "worker",
+            "worker/Containerfile",
+            &[
+                (&binaries.join("lithe-worker"), "lithe-worker"),
+                (&runtime, "libonnxruntime.so"),
+            ],
+        )?,
+        registry: image(
+            "registry",
+            "e2e/images/registry/Containerfile",
+            &[(&cluster.components.path("registry")?, "registry")],
+        )?,
+    })
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// The folder of the release binaries, built when they are stale.
+pub fn binaries() -> Result<PathBuf> {
+    let step = progress::step("build the operator and the worker");
+    run_logged(
+        Command::new("cargo").current_dir(root()).args([
+            "build", "--release", "--locked", "--package", "lithe-operator", "--package",
+            "lithe-worker",
+        ]),
+        "cargo-build",
+    )?;
+    let metadata = capture(
+        Command::new("cargo")
+            .current_dir(root())
+            .args(["metadata", "--no-deps", "--format-version=1", "--locked"]),
+    )?;
+    let metadata: serde_json::Value = serde_json::from_str(&metadata)?;
+    let target = metadata.pointer("/target_directory").and_then(serde_json::Value::as_str);
+    step.done();
+    Ok(Path::new(target.context("cargo metadata names no target directory")?).join("release"))
+}
+
+/// `libonnxruntime.so` from the Python wheel, fetched once.
+pub fn runtime_library() -> Result<PathBuf> {
+    let place = cache::directory()?.join(format!("onnxruntime-{ONNXRUNTIME}"));
+    let library = place.join("libonnxruntime.so");
+    if library.exists() {
+        return Ok(library);
+    }
+    let step = progress::step(&format!("fetch ONNX Runtime {ONNXRUNTIME}"));
+    let folder = tempfile::tempdir_in(cache::directory()?)?;
+    let wanted = format!("onnxruntime=={ONNXRUNTIME}");
+    run_logged(
+        Command::new("python3")
+            .args(["-m", "pip", "download", "--no-deps", "--quiet", "--dest"])
+            .arg(folder.path())
+            .arg(wanted),
+        "pip-onnxruntime",
+    )?;
+    const UNPACK: &str = "import sys,glob,zipfile;folder,version=sys.argv[1:];wheel=zipfile.ZipFile(glob.glob(folder+'/*.whl')[0]);open(folder+'/libonnxruntime.so','wb').write(wheel.read('onnxruntime/capi/libonnxruntime.so.'+version))";
+    run_logged(
+        Command::new("python3").args(["-c", UNPACK]).arg(folder.path()).arg(ONNXRUNTIME),
+        "unpack-onnxruntime",
+    )?;
+    std::fs::create_dir_all(&place)?;
+    std::fs::rename(folder.path().join("libonnxruntime.so"), &library)?;
+    step.done();
+    Ok(library)
+}
+
+fn buildah() -> Result<Command> {
+    let mut command = Command::new("buildah");
+    command
+        .env("BUILDAH_ISOLATION", "chroot")
+        .env("STORAGE_DRIVER", "vfs")
+        .arg("--root")
+        .arg(cache::directory()?.join("buildah"))
+        .args(["--runroot", &format!("{RUN}/buildah")]);
+    std::fs::create_dir_all(RUN)?;
+    Ok(command)
+}
+
+fn archives() -> Result<PathBuf> {
+    let folder = cache::directory()?.join("images");
+    std::fs::create_dir_all(&folder)?;
+    Ok(folder)
+}
+
+fn hash(parts: &[&[u8]]) -> String {
+    let mut hasher = Sha256::new();
+    for part in parts {
+        hasher.update(part.len().to_le_bytes());
+        hasher.update(part);
+    }
+    hasher.finalize().iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The glibc root without a shell, as an image in buildah's store.
+fn base() -> Result<String> {
+    let reference = format!("localhost/lithe-base:{}", hash(&[RELEASE.as_bytes(), BASE_PACKAGES.as_bytes(), b"1"]));
+    if capture(buildah()?.args(["images", "-q", &reference])).is_ok() {
+        return Ok(reference);
+    }
+    let step = progress::step("make the base image (once)");
+    let folder = tempfile::tempdir_in(cache::directory()?)?;
+    let tar = folder.path().join("root.tar");
+    run_logged(
+        Command::new("mmdebstrap")
+            .args(["--variant=extract", "--quiet"])
+            .arg(format!("--include={BASE_PACKAGES}"))
+            .arg("--customize-hook=rm -rf \"$1\"/usr/share/doc \"$1\"/usr/share/locale \"$1\"/usr/share/man \"$1\"/usr/share/info \"$1\"/usr/share/common-licenses \"$1\"/usr/share/lintian \"$1\"/usr/lib/x86_64-linux-gnu/gconv \"$1\"/var/lib/apt \"$1\"/var/cache")
+            .arg(RELEASE)
+            .arg(&tar),
+        "mmdebstrap",
+    )?;
+    let bundle = Path::new("/etc/ssl/certs/ca-certificates.crt");
+    let mut recipe = String::from("FROM scratch\nADD root.tar /\n");
+    if bundle.exists() {
+        std::fs::copy(bundle, folder.path().join("ca-certificates.crt"))?;
+        recipe.push_str("COPY ca-certificates.crt /etc/ssl/certs/ca-certificates.crt\n");
+    }
+    std::fs::write(folder.path().join("Containerfile"), recipe)?;
+    run_logged(buildah()?.args(["build", "--quiet", "--tag", &reference]).arg(folder.path()), "buildah-base")?;
+    step.done();
+    Ok(reference)
+}
+
+/// An image archive and the reference in it.
+struct Archive {
+    path: PathBuf,
+    reference: String,
+}
+
+fn build(base: &str, name: &str, recipe: &Path, files: &[(&Path, &str)]) -> Result<Archive> {
+    let text = std::fs::read(recipe).with_context(|| format!("read {}", recipe.display()))?;
+    let mut parts: Vec<Vec<u8>> = vec![text, base.as_bytes().to_vec()];
+    for (file, _) in files {
+        parts.push(std::fs::read(file).with_context(|| format!("read {}", file.display()))?);
+    }
+    let key = hash(&parts.iter().map(Vec::as_slice).collect::<Vec<_>>());
+    let reference = format!("localhost/lithe-{name}:{key}");
+    let path = archives()?.join(format!("{name}-{key}.tar"));
+    if path.exists() {
+        return Ok(Archive { path, reference });
+    }
+    let step = progress::step(&format!("build the image {name}"));
+    let context = tempfile::tempdir_in(cache::directory()?)?;
+    for (file, target) in files {
+        std::fs::copy(file, context.path().join(target))?;
+    }
+    run_logged(
+        buildah()?
+            .args(["build", "--quiet", "--tag", &reference, "--build-arg"])
+            .arg(format!("BASE={base}"))
+            .arg("--file")
+            .arg(recipe)
+            .arg(context.path()),
+        &format!("buildah-{name}"),
+    )?;
+    let unfinished = path.with_extension("unfinished");
+    let _ = std::fs::remove_file(&unfinished);
+    run_logged(
+        buildah()?
+            .args(["push", "--quiet", &reference])
+            .arg(format!("docker-archive:{}:{reference}", unfinished.display())),
+        &format!("buildah-push-{name}"),
+    )?;
+    std::fs::rename(unfinished, &path)?;
+    // The archive is what we keep; a second copy in buildah's store would only fill the disk.
+    let _ = capture(buildah()?.args(["rmi", &reference]));
+    step.done();
+    Ok(Archive { path, reference })
+}
+
+fn import(cluster: &Cluster, archive: &Archive) -> Result<String> {
+    let ctr = || -> Result<Command> {
+        let mut command = Command::new(cluster.components.path("ctr")?);
+        command.args(["-a", &format!("{RUN}/containerd.sock"), "-n", "k8s.io", "images"]);
+        Ok(command)
+    };
+    let known = capture(ctr()?.args(["ls", "-q"]))?;
+    if !known.lines().any(|line| line == archive.reference) {
+        run_logged(ctr()?.arg("import").arg(&archive.path), "ctr-import")?;
+    }
+    Ok(archive.reference.clone())
+}
+
+/// Loads the sandbox image, once containerd answers.
+pub fn load_pause(cluster: &Cluster) -> Result<()> {
+    let program = cluster.components.path("pause")?;
+    let path = archives()?.join(format!("pause-{}.tar", hash(&[&std::fs::read(&program)?])));
+    if !path.exists() {
+        let context = tempfile::tempdir_in(cache::directory()?)?;
+        std::fs::copy(&program, context.path().join("pause"))?;
+        let recipe = "FROM scratch\nCOPY pause /pause\nUSER 65532:65532\nENTRYPOINT [\"/pause\"]\n";
+        std::fs::write(context.path().join("Containerfile"), recipe)?;
+        run_logged(buildah()?.args(["build", "--quiet", "--tag", PAUSE]).arg(context.path()), "buildah-pause")?;
+        run_logged(
+            buildah()?
+                .args(["push", "--quiet", PAUSE])
+                .arg(format!("docker-archive:{}:{PAUSE}", path.display())),
+            "buildah-push-pause",
+        )?;
+    }
+    let daemons = crate::cluster::daemons()?;
+    let socket = PathBuf::from(format!("{RUN}/containerd.sock"));
+    daemons.wait(&["containerd"], "containerd", std::time::Duration::from_secs(30), || {
+        std::os::unix::net::UnixStream::connect(&socket).is_ok()
+    })?;
+    import(cluster, &Archive { path, reference: PAUSE.into() })?;
+    Ok(())
+}
