@@ -1,0 +1,180 @@
+//! What the running version cannot do: each field by its path, with the value seen and the mend.
+//!
+//! A field that is not honoured is never ignored: KServe's silence about such fields is the
+//! complaint this file answers.
+
+use lithe::recipe::QuantizeMode;
+use lithe::spec::{
+    Compression, Engine, ModelDeploymentSpec, ModelFormat, Protocol, RolloutStrategy, ScalingMode,
+    TrafficMode,
+};
+
+/// One field that cannot be honoured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// The field's path.
+    pub path: String,
+    /// The value seen, and what works instead.
+    pub message: String,
+}
+
+/// All fields of `spec` that this version cannot honour.
+pub fn refused(spec: &ModelDeploymentSpec) -> Vec<Refused> {
+    let mut found = Vec::new();
+    let mut refuse = |path: &str, message: String| {
+        found.push(Refused { path: path.to_owned(), message });
+    };
+    source("spec.model.uri", &spec.model.uri, &mut refuse);
+    if spec.model.format != ModelFormat::ONNX {
+        let seen = format!("{:?} cannot be read yet; export the model to ONNX", spec.model.format);
+        refuse("spec.model.format", seen);
+    }
+    if let Some(compression) = &spec.compression {
+        steps(compression, &mut refuse);
+    }
+    serving(spec, &mut refuse);
+    scaling(spec, &mut refuse);
+    found
+}
+
+fn source(path: &str, uri: &str, refuse: &mut impl FnMut(&str, String)) {
+    let scheme = uri.split("://").next().unwrap_or_default();
+    if matches!(scheme, "hf" | "gs" | "az") {
+        refuse(path, format!("{scheme}:// cannot be fetched yet; use s3://, https://, oci:// or pvc://"));
+    }
+}
+
+fn steps(compression: &Compression, refuse: &mut impl FnMut(&str, String)) {
+    if let Some(data) = &compression.data {
+        source("spec.compression.data.uri", &data.uri, refuse);
+    }
+    if compression.objective.is_some() {
+        refuse("spec.compression.objective", "searching is not there yet; name the steps".into());
+    }
+    for (index, step) in compression.steps.iter().enumerate() {
+        let path = |field: &str| format!("spec.compression.steps[{index}].{field}");
+        if step.prune.is_some() {
+            refuse(&path("prune"), "pruning is not there yet; remove the step".into());
+        }
+        if step.finetune.is_some() {
+            refuse(&path("finetune"), "fine-tuning is not there yet; remove the step".into());
+        }
+        let Some(quantize) = &step.quantize else { continue };
+        if quantize.mode != QuantizeMode::Dynamic {
+            let seen = format!("{:?} is not there yet; use Dynamic", quantize.mode);
+            refuse(&path("quantize.mode"), seen);
+        }
+        for (field, set) in [
+            ("quantize.calibration", quantize.calibration.is_some()),
+            ("quantize.bits", quantize.bits.is_some()),
+            ("quantize.blockSize", quantize.block_size.is_some()),
+        ] {
+            if set {
+                refuse(&path(field), "has no meaning with mode Dynamic; remove it".into());
+            }
+        }
+    }
+}
+
+fn serving(spec: &ModelDeploymentSpec, refuse: &mut impl FnMut(&str, String)) {
+    let runtime = &spec.runtime;
+    let accelerated = spec.placement.accelerator.is_some();
+    if runtime.engine == Engine::TensorRT || (runtime.engine == Engine::Auto && accelerated) {
+        let seen = format!("{:?} cannot build TensorRT engines yet; use ONNXRuntime", runtime.engine);
+        refuse("spec.runtime.engine", seen);
+    }
+    if runtime.batching.is_some() {
+        refuse("spec.runtime.batching", "batching is not there yet; remove it".into());
+    }
+    for (index, protocol) in runtime.protocols.iter().enumerate() {
+        if *protocol != Protocol::OpenInference {
+            let seen = format!("{protocol:?} is not there yet; use OpenInference");
+            refuse(&format!("spec.runtime.protocols[{index}]"), seen);
+        }
+    }
+    if spec.traffic.mode == Some(TrafficMode::Gateway) {
+        refuse("spec.traffic.mode", "the gateway is not there yet; use Direct".into());
+    }
+    if spec.rollout.strategy == RolloutStrategy::Canary {
+        refuse("spec.rollout.strategy", "Canary is not there yet; use RollingUpdate".into());
+    }
+    if spec.rollout.analysis.is_some() {
+        refuse("spec.rollout.analysis", "belongs to Canary, which is not there yet; remove it".into());
+    }
+}
+
+fn scaling(spec: &ModelDeploymentSpec, refuse: &mut impl FnMut(&str, String)) {
+    let scaling = &spec.scaling;
+    if scaling.latency.is_some() || scaling.mode() == ScalingMode::Latency {
+        let seen = "scaling on latency is not there yet; set minReplicas, or mode: External with an HPA";
+        refuse("spec.scaling.latency", seen.into());
+    }
+    if scaling.min_replicas == 0 {
+        refuse("spec.scaling.minReplicas", "0 needs the gateway, which is not there yet; use 1".into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn paths(spec: &str) -> Vec<String> {
+        let spec: ModelDeploymentSpec = serde_yaml::from_str(spec).unwrap();
+        refused(&spec).into_iter().map(|refused| refused.path).collect()
+    }
+
+    #[test]
+    fn what_works_is_accepted() {
+        let spec = "
+model: {uri: pvc://models/a.onnx}
+compression:
+  data: {uri: pvc://models/a.npz}
+  steps: [{optimize: {}}, {quantize: {mode: Dynamic}}]
+  gates: {metric: Agreement, minimum: 0.99}
+scaling: {minReplicas: 2}
+traffic: {mode: Direct}
+";
+        assert_eq!(paths(spec), Vec::<String>::new());
+    }
+
+    #[test]
+    fn each_field_that_is_not_honoured_is_named() {
+        let spec = "
+model: {uri: 'hf://a/b', format: SavedModel}
+compression:
+  data: {uri: 'gs://a/b'}
+  steps:
+  - prune: {sparsity: 0.5}
+  - finetune: {epochs: 1, batchSize: 1, learningRate: {initial: 0.1}}
+  - quantize: {mode: Static, calibration: Entropy, bits: 4, blockSize: 32}
+  objective: {minimise: Size}
+runtime: {engine: TensorRT, batching: {maxBatchSize: 8}, protocols: [OpenInference, KServeV1]}
+scaling: {minReplicas: 0, maxReplicas: 3, latency: {target: 50ms}}
+traffic: {mode: Gateway}
+rollout: {strategy: Canary, analysis: {}}
+";
+        assert_eq!(
+            paths(spec),
+            [
+                "spec.model.uri",
+                "spec.model.format",
+                "spec.compression.data.uri",
+                "spec.compression.objective",
+                "spec.compression.steps[0].prune",
+                "spec.compression.steps[1].finetune",
+                "spec.compression.steps[2].quantize.mode",
+                "spec.compression.steps[2].quantize.calibration",
+                "spec.compression.steps[2].quantize.bits",
+                "spec.compression.steps[2].quantize.blockSize",
+                "spec.runtime.engine",
+                "spec.runtime.batching",
+                "spec.runtime.protocols[1]",
+                "spec.traffic.mode",
+                "spec.rollout.strategy",
+                "spec.rollout.analysis",
+                "spec.scaling.latency",
+                "spec.scaling.minReplicas",
+            ]
+        );
+    }
+}
