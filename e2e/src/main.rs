@@ -13,10 +13,15 @@ mod components;
 mod configuration;
 mod host;
 mod images;
+mod interrupt;
+mod network;
 mod pki;
 mod process;
 mod progress;
 mod python;
+mod status;
+mod suite;
+mod volumes;
 
 /// Lithe on a real Kubernetes, on this machine.
 #[derive(Parser)]
@@ -38,11 +43,16 @@ enum Verb {
     Kubeconfig,
     /// Print the path of the ONNX Runtime library, fetched when missing.
     RuntimeLibrary,
+    /// Run every test, those on the real cluster included.
+    Test,
 }
 
 fn main() -> ExitCode {
-    match run(Arguments::parse().verb) {
+    let verb = Arguments::parse().verb;
+    match interrupt::watch().and_then(|()| run(verb)) {
         Ok(code) => code,
+        // What a shell expects of a command that Ctrl-C ended.
+        Err(_) if interrupt::interrupted() => ExitCode::from(130),
         Err(error) => {
             eprintln!("\nerror: {error:#}");
             ExitCode::FAILURE
@@ -53,15 +63,20 @@ fn main() -> ExitCode {
 fn run(verb: Verb) -> Result<ExitCode> {
     match verb {
         Verb::Up => {
-            cluster::up()?;
-            println!("The cluster is up. Look around with:\n  export KUBECONFIG={}\nStop it with `cargo e2e down`.", cluster::kubeconfig()?.display());
+            let cluster = cluster::up()?;
+            println!(
+                "The cluster is up. Look around with:\n  export KUBECONFIG={}\n  {} get pods -A\nStop it with `cargo e2e down`.",
+                cluster.kubeconfig.display(),
+                cluster.components.path("kubectl")?.display(),
+            );
         }
         Verb::Down => cluster::down()?,
         Verb::Status => {
-            return Ok(if cluster::status()? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+            return Ok(if status::status()? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         Verb::Kubeconfig => println!("{}", cluster::kubeconfig()?.display()),
         Verb::RuntimeLibrary => println!("{}", images::runtime_library()?.display()),
+        Verb::Test => suite::test()?,
     }
     Ok(ExitCode::SUCCESS)
 }
