@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod cache;
 mod cleanup;
 mod cluster;
@@ -43,6 +44,14 @@ enum Verb {
     Kubeconfig,
     /// Print the path of the ONNX Runtime library, fetched when missing.
     RuntimeLibrary,
+    /// Measure and print figures.
+    Bench {
+        /// What is measured.
+        name: bench::Bench,
+        /// Print JSON lines.
+        #[arg(long)]
+        json: bool,
+    },
     /// Run every test, those on the real cluster included.
     Test,
 }
@@ -76,6 +85,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         }
         Verb::Kubeconfig => println!("{}", cluster::kubeconfig()?.display()),
         Verb::RuntimeLibrary => println!("{}", images::runtime_library()?.display()),
+        Verb::Bench { name, json } => bench::bench(name, json)?,
         Verb::Test => suite::test()?,
     }
     Ok(ExitCode::SUCCESS)

@@ -111,7 +111,7 @@ async fn a_second_apply_and_a_restart_write_nothing() {
     let place = Place::new("quiet").await;
     let operator = Operator::start(&place, Mode::WithoutJobs).await;
     let applied = PatchParams::apply("a-user").force();
-    let same = json!({"apiVersion": "lithe.dev/v1alpha1", "kind": "ModelDeployment", "spec": {"model": {"uri": "pvc://m/a.onnx"}}});
+    let same = json!({"apiVersion": "lithe.dev/v1alpha1", "kind": "ModelDeployment", "metadata": {"name": "calm"}, "spec": {"model": {"uri": "pvc://m/a.onnx"}}});
     place.raw().patch("calm", &applied, &Patch::Apply(&same)).await.unwrap();
     place.until_exists::<Deployment>(1).await;
     let before = place.settled("calm").await;
