@@ -1,4 +1,5 @@
 //! `lithe-worker`: compresses a model in a Job and serves the result in a Pod.
 
+pub mod onnx;
 pub mod runtime;
 pub mod tensor;

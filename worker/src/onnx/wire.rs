@@ -119,7 +119,7 @@ impl<R: BufRead + Seek> Wire<R> {
         if distance <= 4096 {
             let mut rest = distance as usize;
             while rest > 0 {
-                let seen = self.reader.fill_buf().map_err(|_| self.truncated())?.len().min(rest);
+                let seen = self.reader.fill_buf().map_or(0, <[u8]>::len).min(rest);
                 if seen == 0 {
                     return Err(self.truncated());
                 }
