@@ -3,7 +3,7 @@
 //! s = gamma / sqrt(var + eps), W' = W s, b' = (b - mean) s + beta; computed in f64, stored in f32
 //! (onnx/optimizer `fuse_bn_into_conv`; OnnxSlim for grouped ConvTranspose).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use lithe::names::reason;
 
@@ -19,25 +19,32 @@ pub fn fold(
     names: &mut Names,
     change: &mut Change,
 ) -> Result<u64, Refusal> {
-    let mut folded = 0;
-    let mut at = 0;
-    while let Some(node) = graph.node.get(at) {
-        if !operators::is(node, "BatchNormalization") {
-            at += 1;
+    let readers = graph::readers(graph);
+    let mut producers: HashMap<String, usize> =
+        graph::producers(graph).into_iter().map(|(name, at)| (name.to_owned(), at)).collect();
+    let mut gone = HashSet::new();
+    for at in 0..graph.node.len() {
+        let Some(norm) = graph.node.get(at).filter(|n| operators::is(n, "BatchNormalization")).cloned()
+        else {
             continue;
-        }
-        match candidate(graph, at, constants) {
-            Ok((producer, statistics)) => {
-                apply(graph, constants, names, at, producer, &statistics)?;
-                folded += 1;
+        };
+        let producer = producers.get(input(&norm, 0)).copied();
+        let layer = producer.and_then(|at| graph.node.get(at));
+        let once = readers.get(input(&norm, 0)) == Some(&1);
+        match candidate(&norm, layer, once, constants) {
+            Ok(affine) => {
+                let Some(layer) = producer.and_then(|at| graph.node.get_mut(at)) else { continue };
+                let tensors = apply(&norm, layer, constants, names, &affine)?;
+                graph.initializer.extend(tensors);
+                producers.insert(output(&norm, 0).to_owned(), producer.unwrap_or(at));
+                gone.insert(at);
             }
-            Err(why) => {
-                change.skip(node, why);
-                at += 1;
-            }
+            Err(why) => change.skip(&norm, why),
         }
     }
-    Ok(folded)
+    let mut at = 0..;
+    graph.node.retain(|_| at.next().is_none_or(|at| !gone.contains(&at)));
+    Ok(gone.len() as u64)
 }
 
 /// Scale and shift of each channel: y = x * scale + shift.
@@ -46,45 +53,38 @@ struct Affine {
     shift: Vec<f64>,
 }
 
-/// The producer that takes the node at `at`, and what it has to take; or why there is none.
+/// What the layer before `norm` has to take; or why it cannot.
 fn candidate(
-    graph: &GraphProto,
-    at: usize,
+    norm: &NodeProto,
+    layer: Option<&NodeProto>,
+    read_once: bool,
     constants: &Constants,
-) -> Result<(usize, Affine), &'static str> {
-    let node = graph.node.get(at).ok_or("it is gone")?;
-    if int_of(node, "training_mode", 0) != 0 || node.output.iter().skip(1).any(|o| !o.is_empty()) {
+) -> Result<Affine, &'static str> {
+    if int_of(norm, "training_mode", 0) != 0 || norm.output.iter().skip(1).any(|o| !o.is_empty()) {
         return Err("it runs in training mode");
     }
-    if int_of(node, "spatial", 1) != 1 {
+    if int_of(norm, "spatial", 1) != 1 {
         return Err("it normalises single positions (spatial=0)");
     }
-    let affine = affine(node, constants).ok_or("its parameters are no float constants")?;
-    let source = input(node, 0);
-    let producer = graph.node.iter().position(|p| p.output.iter().any(|o| o == source));
-    let producer = producer.ok_or("nothing before it can take it")?;
-    let node = graph.node.get(producer).ok_or("it is gone")?;
-    let takes = ["Conv", "ConvTranspose", "Gemm"].iter().any(|op| operators::is(node, op));
-    if !takes {
-        return Err("the node before it is no Conv, ConvTranspose or Gemm");
-    }
-    let read: HashMap<String, usize> = graph::readers(graph);
-    if read.get(source) != Some(&1) {
+    let affine = affine(norm, constants).ok_or("its parameters are no float constants")?;
+    let takes = |n: &&NodeProto| ["Conv", "ConvTranspose", "Gemm"].iter().any(|op| operators::is(n, op));
+    let layer = layer.filter(takes).ok_or("the node before it is no Conv, ConvTranspose or Gemm")?;
+    if !read_once {
         return Err("the value before it is read elsewhere too");
     }
-    let weight = constants.get(input(node, 1)).ok_or("the weights before it are not constant")?;
-    let bias = input(node, 2);
-    let constant_bias = bias.is_empty() || constants.get(bias).is_some_and(|b| weights::to_f32(b).is_some());
-    if weights::to_f32(weight).is_none() || !constant_bias {
-        return Err("the weights before it are no float constants");
+    let floats = |name: &str| constants.get(name).filter(|t| weights::to_f32(t).is_some());
+    let bias = input(layer, 2);
+    let weight = floats(input(layer, 1)).ok_or("the weights before it are no float constants")?;
+    if !bias.is_empty() && floats(bias).is_none() {
+        return Err("the bias before it is no float constant");
     }
-    if channels(node, weight) != Some(affine.scale.len()) {
+    if channels(layer, weight) != Some(affine.scale.len()) {
         return Err("its channels do not fit the weights before it");
     }
-    if operators::is(node, "Gemm") && !gemm_bias_fits(constants.get(bias), affine.scale.len()) {
+    if operators::is(layer, "Gemm") && !gemm_bias_fits(constants.get(bias), affine.scale.len()) {
         return Err("the bias before it is not one number per channel");
     }
-    Ok((producer, affine))
+    Ok(affine)
 }
 
 fn affine(node: &NodeProto, constants: &Constants) -> Option<Affine> {
@@ -127,42 +127,36 @@ fn gemm_bias_fits(bias: Option<&TensorProto>, channels: usize) -> bool {
     row && (numbers == 1 || numbers == channels as u64)
 }
 
-/// Rewrites the weights and bias of the node at `producer`, and removes the node at `at`.
+/// Rewrites `layer` to do what `layer` and then `norm` did; returns its new weights and bias.
 fn apply(
-    graph: &mut GraphProto,
+    norm: &NodeProto,
+    layer: &mut NodeProto,
     constants: &Constants,
     names: &mut Names,
-    at: usize,
-    producer: usize,
     affine: &Affine,
-) -> Result<(), Refusal> {
-    let (Some(norm), Some(layer)) = (graph.node.get(at).cloned(), graph.node.get(producer).cloned())
-    else {
-        return Ok(());
-    };
-    let Some(weight) = constants.get(input(&layer, 1)) else { return Ok(()) };
-    let mut values = weights::to_f32(weight).unwrap_or_default();
-    scale_weights(&layer, &weight.dims, &mut values, &affine.scale);
-    let bias = folded_bias(&layer, constants, affine);
+) -> Result<[TensorProto; 2], Refusal> {
+    let weight = constants.get(input(layer, 1)).cloned().unwrap_or_default();
+    let mut values = weights::to_f32(&weight).unwrap_or_default();
+    scale_weights(layer, &weight.dims, &mut values, &affine.scale);
+    let bias = folded_bias(layer, constants, affine);
     if values.iter().chain(&bias).any(|value| !value.is_finite()) {
         let message = format!(
             "folding BatchNormalization {} into {} gives numbers that are not finite",
-            quoted(&norm.name), quoted(&layer.name)
+            quoted(&norm.name),
+            quoted(&layer.name)
         );
         return Err(Refusal::new(reason::NOT_FINITE, message));
     }
     let weight_name = names.fresh(&format!("{}_folded", weight.name));
-    let bias_name = names.fresh(&format!("{}_bias", weight_name));
-    graph.initializer.push(weights::from_f32(&weight_name, &weight.dims, &values));
-    graph.initializer.push(weights::from_f32(&bias_name, &[bias.len() as i64], &bias));
-    if let Some(node) = graph.node.get_mut(producer) {
-        node.input.truncate(1);
-        node.input.extend([weight_name, bias_name]);
-        node.attribute.retain(|attribute| attribute.name != "beta");
-        node.output = vec![output(&norm, 0).to_owned()];
-    }
-    graph.node.remove(at);
-    Ok(())
+    let bias_name = names.fresh(&format!("{weight_name}_bias"));
+    layer.input.truncate(1);
+    layer.input.extend([weight_name.clone(), bias_name.clone()]);
+    layer.attribute.retain(|attribute| attribute.name != "beta");
+    layer.output = vec![output(norm, 0).to_owned()];
+    Ok([
+        weights::from_f32(&weight_name, &weight.dims, &values),
+        weights::from_f32(&bias_name, &[bias.len() as i64], &bias),
+    ])
 }
 
 fn scale_weights(layer: &NodeProto, dims: &[i64], values: &mut [f32], scale: &[f64]) {

@@ -1,7 +1,8 @@
 //! Brings a model into the one form that the passes read: weights are initializers with raw data,
 //! each once, not inputs; no Constant and no Identity nodes. Changes no output.
 
-use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 
 use crate::compress::change::Change;
@@ -94,7 +95,7 @@ fn constant(node: &NodeProto) -> Option<TensorProto> {
 
 /// Takes initializers out of the inputs of the main graph: a weight is not a parameter of a request.
 fn drop_constant_inputs(graph: &mut GraphProto) -> u64 {
-    let constants: std::collections::HashSet<&str> =
+    let constants: HashSet<&str> =
         graph.initializer.iter().map(|tensor| tensor.name.as_str()).collect();
     let before = graph.input.len();
     graph.input.retain(|input| !constants.contains(input.name.as_str()));
@@ -103,72 +104,70 @@ fn drop_constant_inputs(graph: &mut GraphProto) -> u64 {
 
 /// Removes nodes of `graph` that hand their first input on unchanged, where names allow it.
 pub fn remove_nodes(graph: &mut GraphProto, passes: impl Fn(&NodeProto) -> bool) -> u64 {
-    let mut removed = 0;
+    let before = graph.node.len();
+    let outputs: HashSet<String> = graph.output.iter().map(|output| output.name.clone()).collect();
+    let mut renames = HashMap::new();
+    graph.node.retain(|node| {
+        let (from, to) = (output(node, 0), input(node, 0));
+        let goes = passes(node) && !from.is_empty() && !to.is_empty() && !outputs.contains(from);
+        if goes {
+            renames.insert(from.to_owned(), to.to_owned());
+        }
+        !goes
+    });
+    graph::redirect(graph, &renames);
     let mut at = 0;
     while let Some(node) = graph.node.get(at) {
-        if passes(node) && remove(graph, at) {
-            removed += 1;
-        } else {
+        if !(passes(node) && outputs.contains(output(node, 0)) && hand_over(graph, at, &outputs)) {
             at += 1;
         }
     }
-    removed
+    (before - graph.node.len()) as u64
 }
 
-/// Removes the node at `at`, whose first output equals its first input.
-fn remove(graph: &mut GraphProto, at: usize) -> bool {
+/// Removes the node at `at`, whose output is part of the model's signature, by giving that name to
+/// the producer of its input: if that is a node here whose own name is not part of the signature too.
+fn hand_over(graph: &mut GraphProto, at: usize, outputs: &HashSet<String>) -> bool {
     let Some(node) = graph.node.get(at) else { return false };
     let (from, to) = (output(node, 0).to_owned(), input(node, 0).to_owned());
-    if from.is_empty() || to.is_empty() {
+    if to.is_empty() || outputs.contains(&to) {
         return false;
     }
-    let is_output = |name: &str| graph.output.iter().any(|output| output.name == name);
-    if !is_output(&from) {
-        graph.node.remove(at);
-        graph::redirect(graph, &from, &to);
-        return true;
-    }
-    // The name is part of the model's signature: give it to the producer, if that is a node here
-    // whose own name is not part of the signature too.
-    let producer = graph.node.iter().position(|node| node.output.contains(&to));
-    let Some(producer) = producer.filter(|_| !is_output(&to)) else { return false };
-    if let Some(node) = graph.node.get_mut(producer) {
-        for output in node.output.iter_mut().filter(|output| **output == to) {
-            from.clone_into(output);
-        }
+    let Some(producer) = graph.node.iter_mut().find(|node| node.output.contains(&to)) else {
+        return false;
+    };
+    for output in producer.output.iter_mut().filter(|output| **output == to) {
+        from.clone_into(output);
     }
     graph.node.remove(at);
-    graph::redirect(graph, &to, &from);
+    graph::redirect(graph, &HashMap::from([(to, from)]));
     true
 }
 
 /// Merges initializers of equal type, shape and bytes.
 fn deduplicate(graph: &mut GraphProto) -> u64 {
-    let outputs: Vec<String> = graph.output.iter().map(|output| output.name.clone()).collect();
+    let outputs: HashSet<String> = graph.output.iter().map(|output| output.name.clone()).collect();
     let mut first: HashMap<(i32, Vec<i64>, bytes::Bytes), String> = HashMap::new();
-    let mut merged: Vec<(String, String)> = Vec::new();
-    for tensor in &graph.initializer {
-        let is_output = outputs.contains(&tensor.name);
-        if tensor.raw_data.is_empty() || is_output {
-            continue;
+    let mut renames: HashMap<String, String> = HashMap::new();
+    graph.initializer.retain(|tensor| {
+        if tensor.raw_data.is_empty() || outputs.contains(&tensor.name) {
+            return true;
         }
         let key = (tensor.data_type, tensor.dims.clone(), tensor.raw_data.clone());
         match first.entry(key) {
-            std::collections::hash_map::Entry::Occupied(entry) => {
-                if entry.get() != &tensor.name {
-                    merged.push((tensor.name.clone(), entry.get().clone()));
-                }
+            Entry::Occupied(entry) if entry.get() != &tensor.name => {
+                renames.insert(tensor.name.clone(), entry.get().clone());
+                false
             }
-            std::collections::hash_map::Entry::Vacant(entry) => {
+            Entry::Occupied(_) => true,
+            Entry::Vacant(entry) => {
                 entry.insert(tensor.name.clone());
+                true
             }
         }
-    }
-    for (from, to) in &merged {
-        graph::redirect(graph, from, to);
-        graph.initializer.retain(|tensor| tensor.name != *from);
-    }
-    merged.len() as u64
+    });
+    graph::redirect(graph, &renames);
+    renames.len() as u64
 }
 
 /// Whether `node` is a Dropout that does nothing at inference: its mask is not read and nothing

@@ -87,21 +87,43 @@ fn collect(graph: &GraphProto, taken: &mut HashSet<String>) {
     }
 }
 
-/// Makes every reader of `from` in `graph` and its bodies read `to`.
-pub fn redirect(graph: &mut GraphProto, from: &str, to: &str) {
+/// Makes every reader in `graph` and its bodies read `renames[name]` in place of `name`, along chains.
+pub fn redirect(graph: &mut GraphProto, renames: &HashMap<String, String>) {
+    if renames.is_empty() {
+        return;
+    }
     for node in &mut graph.node {
-        for input in node.input.iter_mut().filter(|input| *input == from) {
-            *input = to.to_owned();
+        for input in &mut node.input {
+            if let Some(name) = resolve(renames, input) {
+                name.clone_into(input);
+            }
         }
         for body in walk::bodies_mut(node) {
-            if captured(body).contains(from) {
-                redirect(body, from, to);
-                for output in body.output.iter_mut().filter(|output| output.name == from) {
-                    output.name = to.to_owned();
+            let inner: HashMap<String, String> = captured(body)
+                .into_iter()
+                .filter_map(|name| Some((name.to_owned(), resolve(renames, name)?.to_owned())))
+                .collect();
+            redirect(body, &inner);
+            for output in &mut body.output {
+                if let Some(name) = inner.get(&output.name) {
+                    name.clone_into(&mut output.name);
                 }
             }
         }
     }
+}
+
+/// What `name` is called after all `renames`; `None` when it keeps its name.
+fn resolve<'a>(renames: &'a HashMap<String, String>, name: &str) -> Option<&'a str> {
+    let mut current = renames.get(name)?;
+    // No chain is longer than the map.
+    for _ in 0..renames.len() {
+        match renames.get(current) {
+            Some(next) => current = next,
+            None => break,
+        }
+    }
+    Some(current)
 }
 
 /// Removes nodes whose outputs nobody reads and initializers that nobody reads, in `graph` and the
