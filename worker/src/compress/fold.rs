@@ -111,7 +111,7 @@ fn bound(node: &NodeProto, inputs: &[&TensorProto], known: &Constants) -> Option
     }
     if op == "ConstantOfShape" || op == "Expand" {
         let shape = weights::to_i64(known.get(input(node, usize::from(op == "Expand")))?)?;
-        let dims = shape.iter().map(|dim| u64::try_from(*dim).unwrap_or(0));
+        let mut dims = shape.iter().map(|dim| u64::try_from(*dim).unwrap_or(0));
         let count = dims.try_fold(1_u64, u64::checked_mul)?;
         let wide = attribute(node, "value").and_then(|a| a.t.as_ref()).map_or(4, |_| 8);
         return count.checked_mul(if op == "Expand" { 8 * all } else { wide });

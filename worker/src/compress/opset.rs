@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use crate::onnx::graph::{self, Constants, Names, attribute, float_of, input, int, int_of, ints, output, text};
+use crate::onnx::graph::{self, Constants, Names, attribute, input, int, int_of, output, text};
 use crate::onnx::proto::type_proto::Value;
 use crate::onnx::{
     AttributeProto, DataType, GraphProto, ModelProto, NodeProto, TensorProto, operators, weights,
@@ -229,6 +229,7 @@ fn ranks(graph: &GraphProto, seen: &Constants) -> HashMap<String, i64> {
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
+    use crate::onnx::graph::{float_of, ints};
     use crate::onnx::{OperatorSetIdProto, ValueInfoProto};
 
     fn model(version: i64, node: NodeProto) -> ModelProto {
