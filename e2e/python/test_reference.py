@@ -32,6 +32,8 @@ from zoo import ZOO, Member, conv_only
 OPTIMIZE = {"optimize": {}}
 DYNAMIC = {"quantize": {"mode": "Dynamic"}}
 MATMUL_ONLY = {"quantize": {"mode": "Dynamic", "embeddings": "Keep"}}
+# Where a test is about the graph, Lithe's own measuring only costs time.
+HARDLY_MEASURED = {"maxSamples": 32, "latencyPairs": 3}
 REFUSED, GATE_FAILED = 42, 43
 Figure = Callable[[str], None]
 
@@ -84,32 +86,22 @@ def run(model: Path, recipe: object, out: Path, data: Path | None = None) -> sub
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
 
 
-def compress(model: Path, steps: list[object], out: Path, data: Path | None = None) -> dict:
+def compress(
+    model: Path, steps: list[object], out: Path, data: Path, evaluation: dict = HARDLY_MEASURED
+) -> dict:
     """Compresses a model and returns its Manifest; fails when the command does."""
-    done = run(model, {"steps": steps}, out, data)
+    done = run(model, {"steps": steps, "evaluation": evaluation}, out, data)
     assert done.returncode == 0, f"exit code {done.returncode}\n{done.stderr[-2000:]}"
     assert (out / "model.onnx").is_file(), "no model.onnx was written"
     return json.loads((out / "manifest.json").read_text())
 
 
-@pytest.fixture(scope="session")
-def small_minilm(minilm: Example, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MiniLM after optimize and dynamic quantization."""
-    out = tmp_path_factory.mktemp("minilm") / "out"
-    compress(minilm.model, [OPTIMIZE, DYNAMIC], out, minilm.data)
-    return out / "model.onnx"
+def last_output(model: Path, samples: dict[str, np.ndarray], batch: int = 1) -> np.ndarray:
+    """The last output on all samples, in batches.
 
-
-@pytest.fixture(scope="session")
-def small_magika(magika: Example, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Magika after optimize and dynamic quantization."""
-    out = tmp_path_factory.mktemp("magika") / "out"
-    compress(magika.model, [OPTIMIZE, DYNAMIC], out, magika.data)
-    return out / "model.onnx"
-
-
-def last_output(model: Path, samples: dict[str, np.ndarray], batch: int = 32) -> np.ndarray:
-    """The last output on all samples, in batches."""
+    One by one as a rule: dynamic int8 takes one activation range over the whole batch, so the
+    neighbours of a sample change its answer.
+    """
     runner = session(model)
     name = runner.get_outputs()[-1].name
     count = len(next(iter(samples.values())))
@@ -160,11 +152,12 @@ def ort_dynamic(source: Path, target: Path, **options: object) -> Path:
     return target
 
 
-def matmul_weights(model: Path) -> list[tuple[bytes, tuple[int, ...], bytes]]:
-    """Bytes and shape of each int8 matrix of the graph with the bytes of its scales, sorted.
+def matmul_weights(model: Path) -> list[tuple[tuple[int, ...], bytes, bytes]]:
+    """Shape, quantized values (zero point taken off) and scales of each int8 matrix, sorted.
 
     Found by form rather than by name: MatMulInteger's second input, and the float initializer
-    with one entry per column in a Mul that follows.
+    with one entry per column in a Mul that follows. uint8 with zero point 128 holds the same
+    values as int8 and cannot saturate on processors without VNNI, so either is right.
     """
     graph = onnx.load(model).graph
     arrays = {one.name: numpy_helper.to_array(one) for one in graph.initializer}
@@ -175,8 +168,9 @@ def matmul_weights(model: Path) -> list[tuple[bytes, tuple[int, ...], bytes]]:
     found = []
     for node in graph.node:
         if node.op_type == "MatMulInteger" and node.input[1] in arrays:
-            weights = arrays[node.input[1]]
-            found.append((weights.tobytes(), weights.shape, scales_of(node, arrays, readers, graph)))
+            zero = arrays[node.input[3]].astype(np.int16) if len(node.input) > 3 and node.input[3] else 0
+            values = arrays[node.input[1]].astype(np.int16) - zero
+            found.append((values.shape, values.tobytes(), scales_of(node, arrays, readers, graph)))
     return sorted(found)
 
 
@@ -195,41 +189,56 @@ def scales_of(node, arrays, readers, graph) -> bytes:
     raise AssertionError(f"no weight scale was found beside {node.name}")
 
 
+def unsigned_like(ours: Path, theirs: Path) -> Path:
+    """ONNX Runtime's int8 graph with its matrices stored as uint8 where ours are; the values stay."""
+    weights = {one.name: one for one in onnx.load(ours).graph.initializer}
+    readers = [node for node in onnx.load(ours).graph.node if node.op_type == "MatMulInteger"]
+    kinds = {weights[node.input[1]].data_type for node in readers if node.input[1] in weights}
+    if onnx.TensorProto.UINT8 not in kinds:
+        return theirs
+    model = onnx.load(theirs)
+    signed = {name for node in model.graph.node if node.op_type == "MatMulInteger" for name in node.input[1::2]}
+    for one in model.graph.initializer:
+        if one.name in signed and one.data_type == onnx.TensorProto.INT8:
+            shifted = (numpy_helper.to_array(one).astype(np.int16) + 128).astype(np.uint8)
+            one.CopyFrom(numpy_helper.from_array(shifted, one.name))
+    file = theirs.with_suffix(".unsigned.onnx")
+    onnx.save(model, file)
+    return file
+
+
 @pytest.mark.parametrize("name", ["minilm", "magika"])
-def test_dynamic_int8_weights_and_scales_are_onnxruntimes_bit_for_bit(name: str, tmp_path: Path):
-    source = example(name)
+def test_dynamic_int8_is_onnxruntimes_bit_for_bit(name: str, tmp_path: Path):
+    source, ours = example(name), tmp_path / "out/model.onnx"
     compress(source.model, [MATMUL_ONLY], tmp_path / "out", source.data)
     theirs = ort_dynamic(source.model, tmp_path / "ort.onnx", per_channel=True, op_types_to_quantize=["MatMul"])
-    wanted, seen = matmul_weights(theirs), matmul_weights(tmp_path / "out/model.onnx")
+    wanted, seen = matmul_weights(theirs), matmul_weights(ours)
     assert len(wanted) > 0
-    assert [shape for _, shape, _ in seen] == [shape for _, shape, _ in wanted]
-    assert seen == wanted
+    assert [shape for shape, _, _ in seen] == [shape for shape, _, _ in wanted]
+    assert seen == wanted, "weights or scales differ"
 
-
-@pytest.mark.parametrize("name", ["minilm", "magika"])
-def test_the_dynamic_graph_computes_what_onnxruntimes_graph_computes(name: str, tmp_path: Path):
-    source = example(name)
-    compress(source.model, [MATMUL_ONLY], tmp_path / "out", source.data)
-    theirs = ort_dynamic(source.model, tmp_path / "ort.onnx", per_channel=True, op_types_to_quantize=["MatMul"])
-    samples = {key: rows[:128] for key, rows in source.samples().items()}
-    wanted, seen = last_output(theirs, samples), last_output(tmp_path / "out/model.onnx", samples)
+    samples = {key: rows[:64] for key, rows in source.samples().items()}
+    wanted, seen = last_output(unsigned_like(ours, theirs), samples), last_output(ours, samples)
     # The weights are the same bits; the order of float multiplications around them may differ.
     np.testing.assert_allclose(seen, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_minilm_is_at_most_17_7_mb_with_cosine_0_997_on_1000_sentences(
-    minilm: Example, small_minilm: Path, tmp_path: Path, figure: Figure
+    minilm: Example, tmp_path: Path, figure: Figure
 ):
+    compress(minilm.model, [OPTIMIZE, DYNAMIC], tmp_path / "out", minilm.data)
+    small = tmp_path / "out/model.onnx"
     samples = {key: rows[:1000] for key, rows in minilm.samples().items()}
     assert len(samples["input_ids"]) == 1000
     original = last_output(minilm.model, samples)
     theirs = ort_dynamic(minilm.model, tmp_path / "ort.onnx")
-    for name, file in (("Lithe", small_minilm), ("onnxruntime's default", theirs)):
-        close = cosine(original, last_output(file, samples))
+    close = {}
+    for name, file in (("Lithe", small), ("onnxruntime's default", theirs)):
+        close[name] = cosine(original, last_output(file, samples))
         ratio = speedup(minilm.model, file, samples)
-        figure(f"MiniLM {megabytes(minilm.model)}, {name}: {megabytes(file)}, cosine {close:.4f}, {ratio:.2f}x")
-    assert small_minilm.stat().st_size <= 17_700_000
-    assert cosine(original, last_output(small_minilm, samples)) >= 0.997
+        figure(f"MiniLM {megabytes(minilm.model)}, {name}: {megabytes(file)}, cosine {close[name]:.4f}, {ratio:.2f}x")
+    assert small.stat().st_size <= 17_700_000
+    assert close["Lithe"] >= 0.997
 
 
 class Calibration(CalibrationDataReader):
@@ -253,30 +262,27 @@ def naive_static(source: Example, target: Path) -> Path:
 
 
 def test_magika_keeps_99_percent_of_its_answers_and_gets_smaller(
-    magika: Example, small_magika: Path, tmp_path: Path, figure: Figure
+    magika: Example, tmp_path: Path, figure: Figure
 ):
-    samples = magika.samples()
+    manifest = compress(magika.model, [OPTIMIZE, DYNAMIC], tmp_path / "out", magika.data, evaluation={})
+    model, samples = tmp_path / "out/model.onnx", magika.samples()
+    few = {key: rows[:200] for key, rows in samples.items()}
     original = last_output(magika.model, samples)
+    kept = agreement(original, last_output(model, samples))
     naive = naive_static(magika, tmp_path / "static.onnx")
-    for name, file in (("Lithe", small_magika), ("onnxruntime's static MinMax", naive)):
-        same = agreement(original, last_output(file, samples))
+    ruined = agreement(original[:200], last_output(naive, few))
+    for name, file, share in (("Lithe", model, kept), ("onnxruntime's static MinMax", naive, ruined)):
         ratio = speedup(magika.model, file, samples)
-        figure(f"Magika {megabytes(magika.model)}, {name}: {megabytes(file)}, agreement {same:.2%}, {ratio:.2f}x")
-    assert agreement(original, last_output(small_magika, samples)) >= 0.99
-    assert small_magika.stat().st_size < magika.model.stat().st_size
+        figure(f"Magika {megabytes(magika.model)}, {name}: {megabytes(file)}, agreement {share:.2%}, {ratio:.2f}x")
+    assert kept >= 0.99
+    assert model.stat().st_size < magika.model.stat().st_size
 
-
-def test_the_manifest_says_what_python_measures(magika: Example, tmp_path: Path):
-    manifest = compress(magika.model, [OPTIMIZE, DYNAMIC], tmp_path / "out", magika.data)
-    model = tmp_path / "out/model.onnx"
     assert manifest["model"]["size"] == model.stat().st_size
     assert manifest["source"]["size"] == magika.model.stat().st_size
     assert [step["name"] for step in manifest["steps"]] == ["optimize", "quantize.dynamic"]
     assert manifest["steps"][-1]["sizeAfter"] == model.stat().st_size
-    samples = magika.samples()
-    same = agreement(last_output(magika.model, samples), last_output(model, samples))
-    # Lithe judges a split of the data, and int8 activations depend on what else is in a batch.
-    assert manifest["evaluation"]["agreement"] == pytest.approx(same, abs=0.01)
+    # Lithe judges a split of the data in batches of its own, so its figure is near ours, not equal.
+    assert manifest["evaluation"]["agreement"] == pytest.approx(kept, abs=0.01)
 
 
 @pytest.mark.parametrize("name", ["minilm", "magika"])
@@ -291,7 +297,7 @@ def test_the_same_command_twice_writes_the_same_bytes(name: str, tmp_path: Path)
 def test_optimize_keeps_outputs_within_1e_5(name: str, tmp_path: Path):
     source = example(name)
     compress(source.model, [OPTIMIZE], tmp_path / "out", source.data)
-    samples = {key: rows[:256] for key, rows in source.samples().items()}
+    samples = {key: rows[:100] for key, rows in source.samples().items()}
     wanted, seen = last_output(source.model, samples), last_output(tmp_path / "out/model.onnx", samples)
     np.testing.assert_allclose(seen, wanted, rtol=1e-5, atol=1e-5)
 
@@ -342,10 +348,11 @@ def same(wanted: object, seen: object) -> None:
     np.testing.assert_allclose(seen, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize(("name", "metric"), [("minilm", "Cosine"), ("magika", "Cosine")])
+@pytest.mark.parametrize(("name", "metric"), [("minilm", "Cosine"), ("minilm", "Agreement")])
 def test_a_gate_that_fails_names_gate_bound_and_figure(name: str, metric: str, tmp_path: Path):
     source = example(name)
-    recipe = {"steps": [DYNAMIC], "gates": {"metric": metric, "minimum": 0.9999999}}
+    gates = {"metric": metric, "minimum": 0.9999999}
+    recipe = {"steps": [DYNAMIC], "gates": gates, "evaluation": HARDLY_MEASURED}
     done = run(source.model, recipe, tmp_path / "out", source.data)
     assert done.returncode == GATE_FAILED, done.stderr[-2000:]
     [line] = [line for line in done.stderr.splitlines() if "minimum" in line]
@@ -354,7 +361,8 @@ def test_a_gate_that_fails_names_gate_bound_and_figure(name: str, metric: str, t
 
 
 def test_a_gate_that_holds_is_in_the_manifest(minilm: Example, tmp_path: Path):
-    recipe = {"steps": [DYNAMIC], "gates": {"metric": "Cosine", "minimum": 0.9, "maxSize": "20M"}}
+    gates = {"metric": "Cosine", "minimum": 0.9, "maxSize": "20M"}
+    recipe = {"steps": [DYNAMIC], "gates": gates, "evaluation": HARDLY_MEASURED}
     done = run(minilm.model, recipe, tmp_path / "out", minilm.data)
     assert done.returncode == 0, done.stderr[-2000:]
     gates = json.loads((tmp_path / "out/manifest.json").read_text())["gates"]
