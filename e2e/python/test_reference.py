@@ -197,7 +197,8 @@ def unsigned_like(ours: Path, theirs: Path) -> Path:
     if onnx.TensorProto.UINT8 not in kinds:
         return theirs
     model = onnx.load(theirs)
-    signed = {name for node in model.graph.node if node.op_type == "MatMulInteger" for name in node.input[1::2]}
+    products = [node for node in model.graph.node if node.op_type == "MatMulInteger"]
+    signed = {name for node in products for name in node.input[1::2]}
     for one in model.graph.initializer:
         if one.name in signed and one.data_type == onnx.TensorProto.INT8:
             shifted = (numpy_helper.to_array(one).astype(np.int16) + 128).astype(np.uint8)
@@ -211,7 +212,8 @@ def unsigned_like(ours: Path, theirs: Path) -> Path:
 def test_dynamic_int8_is_onnxruntimes_bit_for_bit(name: str, tmp_path: Path):
     source, ours = example(name), tmp_path / "out/model.onnx"
     compress(source.model, [MATMUL_ONLY], tmp_path / "out", source.data)
-    theirs = ort_dynamic(source.model, tmp_path / "ort.onnx", per_channel=True, op_types_to_quantize=["MatMul"])
+    options = {"per_channel": True, "op_types_to_quantize": ["MatMul"]}
+    theirs = ort_dynamic(source.model, tmp_path / "ort.onnx", **options)
     wanted, seen = matmul_weights(theirs), matmul_weights(ours)
     assert len(wanted) > 0
     assert [shape for shape, _, _ in seen] == [shape for shape, _, _ in wanted]
@@ -236,7 +238,8 @@ def test_minilm_is_at_most_17_7_mb_with_cosine_0_997_on_1000_sentences(
     for name, file in (("Lithe", small), ("onnxruntime's default", theirs)):
         close[name] = cosine(original, last_output(file, samples))
         ratio = speedup(minilm.model, file, samples)
-        figure(f"MiniLM {megabytes(minilm.model)}, {name}: {megabytes(file)}, cosine {close[name]:.4f}, {ratio:.2f}x")
+        sizes = f"{megabytes(minilm.model)} -> {megabytes(file)}"
+        figure(f"MiniLM by {name}: {sizes}, cosine {close[name]:.4f}, {ratio:.2f}x")
     assert small.stat().st_size <= 17_700_000
     assert close["Lithe"] >= 0.997
 
@@ -273,7 +276,8 @@ def test_magika_keeps_99_percent_of_its_answers_and_gets_smaller(
     ruined = agreement(original[:200], last_output(naive, few))
     for name, file, share in (("Lithe", model, kept), ("onnxruntime's static MinMax", naive, ruined)):
         ratio = speedup(magika.model, file, samples)
-        figure(f"Magika {megabytes(magika.model)}, {name}: {megabytes(file)}, agreement {share:.2%}, {ratio:.2f}x")
+        sizes = f"{megabytes(magika.model)} -> {megabytes(file)}"
+        figure(f"Magika by {name}: {sizes}, agreement {share:.2%}, {ratio:.2f}x")
     assert kept >= 0.99
     assert model.stat().st_size < magika.model.stat().st_size
 
@@ -387,7 +391,9 @@ def test_a_metric_without_data_is_refused(minilm: Example, tmp_path: Path):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_misspelt_recipe_is_refused_by_its_word(recipe: object, culprit: str, magika: Example, tmp_path: Path):
+def test_a_misspelt_recipe_is_refused_by_its_word(
+    recipe: object, culprit: str, magika: Example, tmp_path: Path
+):
     done = run(magika.model, recipe, tmp_path / "out", magika.data)
     assert done.returncode == REFUSED, done.stderr[-2000:]
     assert culprit in done.stderr

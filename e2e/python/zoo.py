@@ -13,8 +13,16 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-# The light topologies whose weights make no more than 100 MB: the others have large Gemm layers.
-LIGHT = ("densenet121", "inception_v1", "inception_v2", "resnet50", "shufflenet", "squeezenet")
+# The light topologies whose weights make about 100 MB at most (the others have large Gemm layers),
+# and the name of their input.
+LIGHT = {
+    "densenet121": "data_0",
+    "inception_v1": "data_0",
+    "inception_v2": "data_0",
+    "resnet50": "gpu_0/data_0",
+    "shufflenet": "gpu_0/data_0",
+    "squeezenet": "data_0",
+}
 Inputs = dict[str, np.ndarray]
 
 
@@ -117,10 +125,7 @@ def conv_only(folder: Path) -> Path:
 OCR, VOICE = "rapidocr_onnxruntime/models/", "silero_vad/data/"
 
 ZOO = [
-    *(
-        Member(name, light(name), floats("gpu_0/data_0" if name in ("resnet50", "shufflenet") else "data_0", 1, 3, 224, 224))
-        for name in LIGHT
-    ),
+    *(Member(name, light(name), floats(image, 1, 3, 224, 224)) for name, image in LIGHT.items()),
     Member("ocr_cls", taken("rapidocr-onnxruntime", OCR + "ch_ppocr_mobile_v2.0_cls_infer.onnx"), floats("x", 2, 3, 48, 192)),
     Member("ocr_rec", taken("rapidocr-onnxruntime", OCR + "ch_PP-OCRv4_rec_infer.onnx"), floats("x", 2, 3, 48, 320)),
     Member("ocr_det", taken("rapidocr-onnxruntime", OCR + "ch_PP-OCRv4_det_infer.onnx"), floats("x", 1, 3, 96, 96)),
