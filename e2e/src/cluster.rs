@@ -10,7 +10,9 @@ use anyhow::{Context as _, Result};
 
 use crate::components::{self, Components};
 use crate::process::Daemons;
-use crate::{cache, cleanup, command, configuration, host, network, pki, progress, volumes};
+use crate::{
+    cache, cleanup, command, configuration, host, interrupt, network, pki, progress, volumes,
+};
 
 /// The node's name.
 pub const NODE: &str = "lithe-node";
@@ -182,7 +184,7 @@ fn start(cluster: &Cluster) -> Result<()> {
     volumes::create(cluster)?;
     gpus(cluster)?;
     step.done();
-    Ok(())
+    interrupt::check()
 }
 
 /// Everything that must be there before the first daemon.

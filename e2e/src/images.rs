@@ -193,7 +193,9 @@ fn build(base: &str, name: &str, recipe: &Path, files: &[(&Path, &str)]) -> Resu
     let text = std::fs::read(recipe).with_context(|| format!("read {}", recipe.display()))?;
     let mut parts: Vec<Vec<u8>> = vec![text, base.as_bytes().to_vec()];
     for (file, _) in files {
-        parts.push(std::fs::read(file).with_context(|| format!("read {}", file.display()))?);
+        // Optimised as we are not: a debug build of ours would take seconds for each program.
+        let sum = capture(Command::new("sha256sum").arg("--zero").arg(file))?;
+        parts.push(sum.split(' ').next().unwrap_or_default().into());
     }
     let key = hash(&parts.iter().map(Vec::as_slice).collect::<Vec<_>>());
     let reference = format!("localhost/lithe-{name}:{key}");

@@ -52,13 +52,21 @@ pub fn check_ports() -> Result<()> {
     for port in PORTS {
         // Any address: the bridge, and with it the node's address, does not exist yet.
         if let Err(error) = std::net::TcpListener::bind(("0.0.0.0", port)) {
-            let filter = format!("sport = :{port}");
-            let holder = capture(Command::new("ss").args(["-Hltnp", &filter])).unwrap_or_default();
-            let holder = holder.split("users:").nth(1).unwrap_or("an unknown process").trim();
-            bail!("port {port} is taken by {holder} ({error}): stop it and try again");
+            bail!("port {port} is taken by {} ({error}): stop it and try again", holder(port));
         }
     }
     Ok(())
+}
+
+/// Who listens on `port`, in the words of ss: `users:(("name",pid=1,fd=3))`.
+fn holder(port: u16) -> String {
+    let filter = format!("sport = :{port}");
+    let text = capture(Command::new("ss").args(["-Hltnp", &filter])).unwrap_or_default();
+    let named = text.split("((\"").nth(1).and_then(|rest| rest.split_once("\",pid="));
+    match named.and_then(|(name, rest)| Some((name, rest.split(',').next()?))) {
+        Some((name, pid)) => format!("{name} (pid {pid})"),
+        None => "an unknown process".to_owned(),
+    }
 }
 
 /// Makes the bridge of the pods with the node's address on it, and lets pods out.

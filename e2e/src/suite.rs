@@ -30,7 +30,6 @@ pub fn test() -> Result<()> {
         "--features",
         "lithe/crd",
     ]))?;
-    run_visible(cargo().args(["test", "--locked", "--package", "lithe-e2e", "--bins"]))?;
 
     progress::headline("tests on a real cluster");
     let found = cluster::embedded().is_ok_and(|cluster| cluster::healthy(&cluster));
@@ -49,6 +48,7 @@ fn on_cluster(cluster: &Cluster, root: &Path, cargo: &mut Command) -> Result<()>
         cargo
             .env("LITHE_E2E_KUBECONFIG", &cluster.kubeconfig)
             .env("LITHE_OPERATOR", operator)
-            .args(["test", "--locked", "--package", "lithe-e2e", "--test", "operator"]),
+            .env("LITHE_HELM", cluster.components.path("helm")?)
+            .args(["test", "--locked", "--package", "lithe-e2e", "--tests"]),
     )
 }
