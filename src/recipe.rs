@@ -308,7 +308,19 @@ pub enum Embeddings {
     Keep,
 }
 
-/// Weights of 8 bits on processors that multiply 8-bit numbers with 16-bit saturation
+/// What happens to the weights of convolutions in dynamic quantization.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
+pub enum Convolutions {
+    /// Kept as int8 in the file and expanded when the model is loaded: a quarter of the size at the
+    /// same speed.
+    #[default]
+    Stored,
+    /// Left in full precision.
+    Keep,
+}
+
+/// Signed weights of 8 bits on processors that multiply 8-bit numbers with 16-bit saturation
 /// (x64 without VNNI) need one bit less to stay exact.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
@@ -318,6 +330,18 @@ pub enum ReduceRange {
     Never,
     /// 7-bit weights. Right for x64 without VNNI.
     Always,
+}
+
+/// How the 8-bit weights of matrix products are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
+pub enum WeightType {
+    /// 0 to 255 around 128. Exact on every processor, so what was judged is what is served.
+    #[default]
+    Unsigned,
+    /// -128 to 127, as ONNX Runtime's own tool writes. Fastest on processors with VNNI; on x64 without
+    /// VNNI products saturate and the model is another one, unless `reduceRange: Always`.
+    Signed,
 }
 
 /// Store and compute with fewer bits.
@@ -337,7 +361,13 @@ pub struct Quantize {
     /// What happens to embedding tables.
     #[serde(default)]
     pub embeddings: Embeddings,
-    /// Whether weights give up one bit for processors that saturate.
+    /// What happens to the weights of convolutions; only with `mode: Dynamic`.
+    #[serde(default)]
+    pub convolutions: Convolutions,
+    /// How the 8-bit weights of matrix products are stored.
+    #[serde(default)]
+    pub weights: WeightType,
+    /// Whether weights give up one bit for processors that saturate; only useful with `weights: Signed`.
     #[serde(default)]
     pub reduce_range: ReduceRange,
     /// Bits of a weight; only with `mode: WeightOnly`.

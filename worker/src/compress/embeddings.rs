@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use lithe::recipe::{Quantize, ReduceRange};
+use lithe::recipe::Quantize;
 
 use crate::compress::change::Change;
 use crate::compress::int8::{self, Channels};
@@ -51,9 +51,12 @@ pub fn quantize(
     }
     let skipped: HashSet<&String> = step.exclude.iter().collect();
     fits.retain(|table, _| {
-        !graph.node.iter().any(|n| is_lookup(n) && input(n, 0) == table && skipped.contains(&n.name))
+        !graph
+            .node
+            .iter()
+            .any(|n| is_lookup(n) && input(n, 0) == table && skipped.contains(&n.name))
     });
-    replace(graph, &fits, step, names)
+    replace(graph, &fits, names)
 }
 
 /// A Gather of whole rows.
@@ -62,7 +65,11 @@ fn is_lookup(node: &NodeProto) -> bool {
 }
 
 /// Whether `table` is an embedding table worth it; `None` for what is no table at all.
-fn table_fits(node: &NodeProto, table: &TensorProto, step: &Quantize) -> Option<Result<(), &'static str>> {
+fn table_fits(
+    node: &NodeProto,
+    table: &TensorProto,
+    step: &Quantize,
+) -> Option<Result<(), &'static str>> {
     let floats = table.data_type == DataType::Float as i32;
     if !floats || table.dims.len() != 2 {
         return None;
@@ -80,7 +87,6 @@ fn table_fits(node: &NodeProto, table: &TensorProto, step: &Quantize) -> Option<
 fn replace(
     graph: &mut GraphProto,
     tables: &HashMap<String, TensorProto>,
-    step: &Quantize,
     names: &mut Names,
 ) -> Result<u64, Refusal> {
     let mut made: HashMap<String, (String, String)> = HashMap::new();
@@ -92,7 +98,7 @@ fn replace(
             continue;
         };
         if !made.contains_key(&table.name) {
-            let [values, scales] = quantized(table, step, names, &node)?;
+            let [values, scales] = quantized(table, names, &node)?;
             made.insert(table.name.clone(), (values.name.clone(), scales.name.clone()));
             graph.initializer.extend([values, scales]);
         }
@@ -107,14 +113,13 @@ fn replace(
 
 fn quantized(
     table: &TensorProto,
-    step: &Quantize,
     names: &mut Names,
     node: &NodeProto,
 ) -> Result<[TensorProto; 2], Refusal> {
     let floats = weights::to_f32(table).unwrap_or_default();
     let width = table.dims.get(1).and_then(|dim| usize::try_from(*dim).ok()).unwrap_or(1);
-    let reduced = step.reduce_range == ReduceRange::Always;
-    let quantized = int8::quantize(&floats, width, Channels::First, reduced)
+    // Nothing multiplies these integers, so they never need to give up a bit.
+    let quantized = int8::quantize(&floats, width, Channels::First, false)
         .ok_or_else(|| not_finite(&table.name, node))?;
     let values = names.fresh(&format!("{}_quantized", table.name));
     let scales = names.fresh(&format!("{}_scale", table.name));

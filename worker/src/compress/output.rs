@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use lithe::Digest;
@@ -28,7 +29,10 @@ fn io(act: &'static str) -> impl Fn(std::io::Error) -> Error {
 pub fn digest_file(path: &Path) -> Result<Digest, Error> {
     use lithe::names::reason;
     let mut file = File::open(path).map_err(|error| Error::Refused {
-        refusal: crate::onnx::Refusal::new(reason::SOURCE_NOT_FOUND, format!("the data file cannot be opened: {error}")),
+        refusal: crate::onnx::Refusal::new(
+            reason::SOURCE_NOT_FOUND,
+            format!("the data file cannot be opened: {error}"),
+        ),
         field: Some("spec.compression.data".into()),
         source_digest: None,
     })?;
@@ -74,7 +78,12 @@ pub fn write(out: &Path, model: &[u8], manifest: &Manifest) -> Result<Written, E
 fn put(directory: &Path, path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let mut file = tempfile::NamedTempFile::new_in(directory).map_err(io("write the artifact"))?;
     file.write_all(bytes).map_err(io("write the artifact"))?;
+    // A temporary file is private; the artifact is read by others.
+    let readable = fs::Permissions::from_mode(0o644);
+    file.as_file().set_permissions(readable).map_err(io("write the artifact"))?;
     file.as_file().sync_all().map_err(io("write the artifact"))?;
     file.persist(path).map_err(|error| io("write the artifact")(error.error))?;
-    File::open(directory).and_then(|directory| directory.sync_all()).map_err(io("write the artifact"))
+    File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(io("write the artifact"))
 }

@@ -1,17 +1,16 @@
 //! The step `quantize: {mode: Dynamic}`: MatMul and Gemm multiply 8-bit integers, embedding tables
-//! are 8-bit with a scale per row. Activations are quantized at run time; Conv never is, because the
-//! runtime's integer Conv is several times slower than its float one.
-//!
-//! The nodes are those of `onnxruntime.quantization.quantize_dynamic`, which the runtime fuses.
+//! are 8-bit with a scale per row. Conv is never computed in integers, because the runtime's dynamic
+//! 8-bit Conv is several times slower than its float one; only its weights are stored so. The nodes are those of `onnxruntime.quantization.quantize_dynamic`, which the runtime fuses, and so
+//! are the numbers; `weights: Unsigned` stores each of them plus 128, with a zero point of 128.
 
 use std::collections::{HashMap, HashSet};
 
 use lithe::names::reason;
-use lithe::recipe::{Embeddings, Granularity, Quantize, ReduceRange};
+use lithe::recipe::{Convolutions, Embeddings, Granularity, Quantize, ReduceRange, WeightType};
 
 use crate::compress::change::{Change, recipe_invalid};
 use crate::compress::int8::{self, Channels};
-use crate::compress::{embeddings, normalise, opset};
+use crate::compress::{convolutions, embeddings, normalise, opset};
 use crate::onnx::graph::{self, Constants, Names, float_of, input, int, int_of, output};
 use crate::onnx::refusal::quoted;
 use crate::onnx::{
@@ -22,6 +21,10 @@ use crate::onnx::{
 const OPSET: i64 = 13;
 /// The oldest operator set that has DynamicQuantizeLinear.
 const OLDEST: i64 = 11;
+
+/// Why convolutions are computed in floats.
+const SLOW_CONVOLUTION: &str =
+    "the runtime's dynamic 8-bit convolution is slower than float; use mode: Static";
 
 /// Quantizes `model`.
 ///
@@ -57,9 +60,14 @@ pub fn quantize_dynamic(
     change.did(counts.matmul, "MatMul");
     change.did(counts.gemm, "Gemm");
     change.did(counts.gather, "Gather");
+    change.did(counts.conv, "Conv (weights only)");
     if change.matched == 0 {
         let all: u64 = change.skipped.iter().map(|skipped| skipped.count).sum();
-        let why = if all == 0 { "it has no MatMul, Gemm or embedding".into() } else { change.skipped_line() };
+        let why = if all == 0 {
+            "it has no MatMul, Gemm or embedding".into()
+        } else {
+            change.skipped_line()
+        };
         return Err(recipe_invalid(format!("quantize.dynamic matched 0 of {all} nodes: {why}")));
     }
     Ok((model, change))
@@ -74,7 +82,9 @@ fn check_excluded(model: &ModelProto, exclude: &[String]) -> Result<(), Refusal>
         });
     }
     match exclude.iter().find(|name| !names.contains(name.as_str())) {
-        Some(name) => Err(recipe_invalid(format!("exclude names {}, and no node is called so", quoted(name)))),
+        Some(name) => {
+            Err(recipe_invalid(format!("exclude names {}, and no node is called so", quoted(name))))
+        }
         None => Ok(()),
     }
 }
@@ -84,6 +94,7 @@ struct Counts {
     matmul: u64,
     gemm: u64,
     gather: u64,
+    conv: u64,
 }
 
 struct Pass<'a> {
@@ -110,7 +121,12 @@ struct New {
 }
 
 impl Pass<'_> {
-    fn graph(&mut self, graph: &mut GraphProto, seen: &Constants, change: &mut Change) -> Result<(), Refusal> {
+    fn graph(
+        &mut self,
+        graph: &mut GraphProto,
+        seen: &Constants,
+        change: &mut Change,
+    ) -> Result<(), Refusal> {
         let mut new = New::default();
         for node in std::mem::take(&mut graph.node) {
             let excluded = self.step.exclude.contains(&node.name);
@@ -124,8 +140,12 @@ impl Pass<'_> {
                         }
                     }
                 }
-                "Conv" | "ConvTranspose" => {
-                    change.skip(&node, "the runtime's dynamic 8-bit convolution is slower than float; use mode: Static");
+                "Conv" if self.step.convolutions == Convolutions::Keep => {
+                    change.skip(&node, SLOW_CONVOLUTION);
+                    new.nodes.push(node);
+                }
+                "ConvTranspose" => {
+                    change.skip(&node, SLOW_CONVOLUTION);
                     new.nodes.push(node);
                 }
                 "LSTM" | "GRU" | "RNN" | "Attention" => {
@@ -138,7 +158,12 @@ impl Pass<'_> {
         graph.node = new.nodes;
         graph.initializer.extend(new.tensors);
         if self.step.embeddings == Embeddings::PerRow {
-            self.counts.gather += embeddings::quantize(graph, seen, self.step, &mut self.names, change)?;
+            self.counts.gather +=
+                embeddings::quantize(graph, seen, self.step, &mut self.names, change)?;
+        }
+        if self.step.convolutions == Convolutions::Stored {
+            self.counts.conv +=
+                convolutions::store(graph, seen, self.step, &mut self.names, change)?;
         }
         Ok(())
     }
@@ -172,7 +197,13 @@ impl Pass<'_> {
     }
 
     /// DynamicQuantizeLinear -> MatMulInteger -> Cast -> Mul [-> Add].
-    fn replace(&mut self, node: NodeProto, weight: &TensorProto, seen: &Constants, new: &mut New) -> Result<(), Refusal> {
+    fn replace(
+        &mut self,
+        node: NodeProto,
+        weight: &TensorProto,
+        seen: &Constants,
+        new: &mut New,
+    ) -> Result<(), Refusal> {
         let gemm = node.op_type == "Gemm";
         let transposed = gemm && int_of(&node, "transB", 0) != 0;
         let alpha = if gemm { float_of(&node, "alpha", 1.0) } else { 1.0 };
@@ -200,12 +231,23 @@ impl Pass<'_> {
             let name = self.names.fresh(&format!("{}_add", label(&node)));
             new.nodes.push(graph::node("Add", &name, &[&result, &bias], &[output(&node, 0)]));
         }
-        if gemm { self.counts.gemm += 1 } else { self.counts.matmul += 1 }
+        if gemm {
+            self.counts.gemm += 1
+        } else {
+            self.counts.matmul += 1
+        }
         Ok(())
     }
 
     /// Adds a node of one output, named after `origin`; returns the output's name.
-    fn emit(&mut self, op: &str, origin: &NodeProto, what: &str, inputs: &[&str], new: &mut New) -> String {
+    fn emit(
+        &mut self,
+        op: &str,
+        origin: &NodeProto,
+        what: &str,
+        inputs: &[&str],
+        new: &mut New,
+    ) -> String {
         let name = self.names.fresh(&format!("{}_{what}", label(origin)));
         let output = self.names.fresh(&format!("{name}_output"));
         new.nodes.push(graph::node(op, &name, inputs, &[&output]));
@@ -220,7 +262,12 @@ impl Pass<'_> {
         let triple = self.triple(name);
         let node_name = self.names.fresh(&format!("{name}_QuantizeLinear"));
         let outputs = [&triple.values, &triple.scale, &triple.zero];
-        new.nodes.push(graph::node("DynamicQuantizeLinear", &node_name, &[name], &outputs.map(String::as_str)));
+        new.nodes.push(graph::node(
+            "DynamicQuantizeLinear",
+            &node_name,
+            &[name],
+            &outputs.map(String::as_str),
+        ));
         new.activations.insert(name.to_owned(), triple.clone());
         triple
     }
@@ -265,9 +312,13 @@ impl Pass<'_> {
         let triple = self.triple(&weight.name);
         let shape: &[i64] = if per_channel { &[quantized.scales.len() as i64] } else { &[] };
         let zeros = vec![0_i8; quantized.scales.len()];
-        new.tensors.push(weights::from_i8(&triple.values, &dims, &quantized.values));
+        let stored = match self.step.weights {
+            WeightType::Unsigned => weights::from_i8_unsigned,
+            WeightType::Signed => weights::from_i8,
+        };
+        new.tensors.push(stored(&triple.values, &dims, &quantized.values));
         new.tensors.push(weights::from_f32(&triple.scale, shape, &quantized.scales));
-        new.tensors.push(weights::from_i8(&triple.zero, shape, &zeros));
+        new.tensors.push(stored(&triple.zero, shape, &zeros));
         new.weights.insert(key, triple.clone());
         Ok(triple)
     }

@@ -99,6 +99,12 @@ pub fn from_i8(name: &str, dims: &[i64], values: &[i8]) -> TensorProto {
     raw(name, dims, DataType::Int8, values.iter().map(|v| v.cast_unsigned()).collect())
 }
 
+/// A tensor of unsigned 8-bit integers, each of `values` plus 128.
+pub fn from_i8_unsigned(name: &str, dims: &[i64], values: &[i8]) -> TensorProto {
+    let shifted = values.iter().map(|v| v.cast_unsigned() ^ 0x80).collect();
+    raw(name, dims, DataType::Uint8, shifted)
+}
+
 /// The runtime's `tensor` under `name`.
 pub fn from_tensor(name: &str, tensor: &Tensor) -> TensorProto {
     let data_type = match tensor.datatype() {
