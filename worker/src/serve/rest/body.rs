@@ -1,0 +1,167 @@
+//! Bodies of inference requests and answers: size, time and compression. A compressed body may not
+//! grow beyond the limit of a plain one.
+
+use std::io::{Read, Write};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::Response;
+use flate2::Compression;
+use flate2::read::{GzDecoder, ZlibDecoder};
+use flate2::write::{GzEncoder, ZlibEncoder};
+use futures::StreamExt as _;
+
+use super::message::HEADER_LENGTH;
+use crate::serve::error::InferError;
+
+/// How long a client may take to send one request.
+const SEND_TIME: Duration = Duration::from_secs(60);
+/// Answers below this size gain nothing from compression.
+const COMPRESS_FROM: usize = 1024;
+
+#[derive(Clone, Copy)]
+enum Coding {
+    Gzip,
+    Deflate,
+}
+
+/// The whole body, decompressed, of at most `limit` bytes.
+///
+/// # Errors
+/// [`InferError::TooLarge`], [`InferError::Invalid`] for a coding that is unknown or broken.
+pub async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, InferError> {
+    let coding = match text(headers, header::CONTENT_ENCODING).unwrap_or_default().trim() {
+        "" | "identity" => None,
+        "gzip" | "x-gzip" => Some(Coding::Gzip),
+        "deflate" => Some(Coding::Deflate),
+        other => {
+            let text = format!("content-encoding {other:?} is unknown: send gzip or deflate");
+            return Err(InferError::Invalid(text));
+        }
+    };
+    let claimed = text(headers, header::CONTENT_LENGTH).and_then(|length| length.parse().ok());
+    if claimed.is_some_and(|length: usize| length > limit) {
+        return Err(too_large(limit));
+    }
+    let late = |_| InferError::Deadline(format!("the request took longer than {SEND_TIME:?} to arrive"));
+    let body = tokio::time::timeout(SEND_TIME, collect(body, limit)).await.map_err(late)??;
+    match coding {
+        None => Ok(body),
+        Some(coding) => tokio::task::spawn_blocking(move || decompress(coding, &body, limit))
+            .await
+            .map_err(|error| InferError::Internal(error.to_string()))?,
+    }
+}
+
+fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
+    headers.get(name)?.to_str().ok()
+}
+
+fn too_large(limit: usize) -> InferError {
+    InferError::TooLarge(format!("the request is larger than {limit} bytes"))
+}
+
+async fn collect(body: Body, limit: usize) -> Result<Bytes, InferError> {
+    let mut stream = body.into_data_stream();
+    let broken = |error: axum::Error| InferError::Invalid(format!("the request broke off: {error}"));
+    let Some(first) = stream.next().await.transpose().map_err(broken)? else {
+        return Ok(Bytes::new());
+    };
+    if first.len() > limit {
+        return Err(too_large(limit));
+    }
+    let Some(second) = stream.next().await.transpose().map_err(broken)? else { return Ok(first) };
+    let mut all = Vec::from(first);
+    let mut next = Some(second);
+    while let Some(chunk) = next {
+        if all.len().saturating_add(chunk.len()) > limit {
+            return Err(too_large(limit));
+        }
+        all.extend_from_slice(&chunk);
+        next = stream.next().await.transpose().map_err(broken)?;
+    }
+    Ok(all.into())
+}
+
+fn decompress(coding: Coding, body: &[u8], limit: usize) -> Result<Bytes, InferError> {
+    let reader: Box<dyn Read + '_> = match coding {
+        Coding::Gzip => Box::new(GzDecoder::new(body)),
+        Coding::Deflate => Box::new(ZlibDecoder::new(body)),
+    };
+    let mut plain = Vec::new();
+    let most = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
+    reader
+        .take(most)
+        .read_to_end(&mut plain)
+        .map_err(|error| InferError::Invalid(format!("the compressed body is broken: {error}")))?;
+    if plain.len() > limit { Err(too_large(limit)) } else { Ok(plain.into()) }
+}
+
+/// The answer of `json` and binary `parts`, compressed when the client takes that.
+pub async fn write(headers: &HeaderMap, json: Vec<u8>, parts: Vec<Bytes>) -> Response {
+    let length = json.len();
+    let binary = !parts.is_empty();
+    let mut body = json;
+    body.reserve_exact(parts.iter().map(Bytes::len).sum());
+    for part in &parts {
+        body.extend_from_slice(part);
+    }
+    let coding = accepted(headers).filter(|_| body.len() >= COMPRESS_FROM);
+    let (body, coding) = match coding {
+        None => (body, None),
+        Some((coding, name)) => compressed(coding, name, body).await,
+    };
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = StatusCode::OK;
+    let kind = if binary { "application/octet-stream" } else { "application/json" };
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    if binary {
+        headers.insert(HEADER_LENGTH, HeaderValue::from(length));
+    }
+    if let Some(coding) = coding {
+        headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(coding));
+    }
+    response
+}
+
+fn accepted(headers: &HeaderMap) -> Option<(Coding, &'static str)> {
+    let accepts = text(headers, header::ACCEPT_ENCODING)?;
+    accepts.split(',').find_map(|item| {
+        let (name, quality) = item.split_once(';').unwrap_or((item, ""));
+        let refused = quality.trim().strip_prefix("q=").is_some_and(|q| q.parse() == Ok(0.0_f32));
+        match name.trim() {
+            "gzip" if !refused => Some((Coding::Gzip, "gzip")),
+            "deflate" if !refused => Some((Coding::Deflate, "deflate")),
+            _ => None,
+        }
+    })
+}
+
+async fn compressed(
+    coding: Coding,
+    name: &'static str,
+    body: Vec<u8>,
+) -> (Vec<u8>, Option<&'static str>) {
+    let work = move || {
+        let packed = pack(coding, &body);
+        packed.map_or((body, None), |packed| (packed, Some(name)))
+    };
+    tokio::task::spawn_blocking(work).await.unwrap_or_default()
+}
+
+fn pack(coding: Coding, body: &[u8]) -> std::io::Result<Vec<u8>> {
+    match coding {
+        Coding::Gzip => {
+            let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+            encoder.write_all(body)?;
+            encoder.finish()
+        }
+        Coding::Deflate => {
+            let mut encoder = ZlibEncoder::new(Vec::new(), Compression::fast());
+            encoder.write_all(body)?;
+            encoder.finish()
+        }
+    }
+}
