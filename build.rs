@@ -12,6 +12,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     compiler.include_imports(true).open_file("open_inference.proto")?;
     std::fs::write(out.join("inference.bin"), compiler.encode_file_descriptor_set())?;
     tonic_prost_build::configure()
+        .codec_path("crate::inference::codec::Capped")
         // Tensors stay slices of the message they came in.
         .bytes(".inference.ModelInferRequest.raw_input_contents")
         .bytes(".inference.ModelInferResponse.raw_output_contents")
