@@ -39,7 +39,12 @@ impl Recipe {
 /// The content address under which an artifact is kept: the same source, recipe and worker give
 /// the same key, and a key that exists is never made again. `data` is the digest of the evaluation
 /// data, since other data may let another model pass.
-pub fn artifact_key(source: &Digest, data: Option<&Digest>, recipe: &Digest, worker: &str) -> Digest {
+pub fn artifact_key(
+    source: &Digest,
+    data: Option<&Digest>,
+    recipe: &Digest,
+    worker: &str,
+) -> Digest {
     Digest::of_json(&serde_json::json!({
         "source": source, "data": data, "recipe": recipe, "worker": worker,
     }))

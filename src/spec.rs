@@ -38,14 +38,56 @@ use crate::units::{ByteSize, Duration, Percent};
         status_replicas_path = ".status.replicas",
         label_selector_path = ".status.selector"
     ),
-    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status", description = "Whether the declared model is served by enough pods."),
-    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase", description = "Where the deployment stands."),
-    printcolumn(name = "Artifact", type_ = "string", json_path = ".status.artifact.shortDigest", description = "The first digits of the served file's digest."),
-    printcolumn(name = "Size", type_ = "string", json_path = ".status.artifact.sizes", description = "The size before and after compression."),
-    printcolumn(name = "Speedup", type_ = "string", json_path = ".status.artifact.speedupText", description = "The original's latency over the served model's."),
-    printcolumn(name = "Replicas", type_ = "string", json_path = ".status.replicasText", description = "Ready pods of wanted pods."),
-    printcolumn(name = "P95", type_ = "string", json_path = ".status.latency.p95", priority = 1, description = "The 95th percentile of request latency in the last window."),
-    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason", priority = 1, description = "Why it is ready or not."),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status",
+        description = "Whether the declared model is served by enough pods."
+    ),
+    printcolumn(
+        name = "Phase",
+        type_ = "string",
+        json_path = ".status.phase",
+        description = "Where the deployment stands."
+    ),
+    printcolumn(
+        name = "Artifact",
+        type_ = "string",
+        json_path = ".status.artifact.shortDigest",
+        description = "The first digits of the served file's digest."
+    ),
+    printcolumn(
+        name = "Size",
+        type_ = "string",
+        json_path = ".status.artifact.sizes",
+        description = "The size before and after compression."
+    ),
+    printcolumn(
+        name = "Speedup",
+        type_ = "string",
+        json_path = ".status.artifact.speedupText",
+        description = "The original's latency over the served model's."
+    ),
+    printcolumn(
+        name = "Replicas",
+        type_ = "string",
+        json_path = ".status.replicasText",
+        description = "Ready pods of wanted pods."
+    ),
+    printcolumn(
+        name = "P95",
+        type_ = "string",
+        json_path = ".status.latency.p95",
+        priority = 1,
+        description = "The 95th percentile of request latency in the last window."
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].reason",
+        priority = 1,
+        description = "Why it is ready or not."
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -216,7 +258,10 @@ impl From<&Resources> for ResourceRequirements {
         use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
         let map = |amounts: &BTreeMap<String, ResourceAmount>| {
             (!amounts.is_empty()).then(|| {
-                amounts.iter().map(|(name, amount)| (name.clone(), Quantity(amount.0.clone()))).collect()
+                amounts
+                    .iter()
+                    .map(|(name, amount)| (name.clone(), Quantity(amount.0.clone())))
+                    .collect()
             })
         };
         Self { requests: map(&resources.requests), limits: map(&resources.limits), claims: None }

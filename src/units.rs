@@ -103,7 +103,8 @@ impl ByteSize {
 impl Duration {
     /// The length as a standard duration.
     pub fn parse(&self) -> Result<StdDuration, NotAQuantity> {
-        let wrong = || NotAQuantity { text: self.0.clone(), want: "a duration such as 50ms or 1m30s" };
+        let wrong =
+            || NotAQuantity { text: self.0.clone(), want: "a duration such as 50ms or 1m30s" };
         let mut rest = self.0.as_str();
         let mut total = 0.0_f64;
         while !rest.is_empty() {

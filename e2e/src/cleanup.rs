@@ -1,37 +1,40 @@
-//! Undoes what the embedded cluster made on the machine: containers, mounts, rules, links.
+//! Undoes what the embedded cluster left on the machine: containers, mounts, control groups.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use nix::sys::signal::Signal;
 
-use crate::cluster::{BRIDGE, RUN};
+use crate::cluster::RUN;
 use crate::command::capture;
-use crate::components::{self, Components};
+use crate::components::Components;
 use crate::process::{Daemons, signal};
 
 /// Kills every container of the cluster through containerd, when that still runs.
-pub fn containers(_folder: &Path, daemons: &Daemons) -> Result<()> {
+pub fn containers(components: &Components, daemons: &Daemons) -> Result<()> {
     if !daemons.runs("containerd") {
         return Ok(());
     }
-    let ctr = components::build()?.path("ctr")?;
+    let program = components.path("ctr")?;
     let ctr = |arguments: &[&str]| {
         capture(
-            Command::new(&ctr)
+            Command::new(&program)
                 .args(["-a", &format!("{RUN}/containerd.sock"), "-n", "k8s.io"])
                 .args(arguments),
         )
     };
-    for task in ctr(&["tasks", "ls", "-q"]).unwrap_or_default().lines() {
-        // A task that ended meanwhile is what we want.
-        let _ = ctr(&["tasks", "rm", "-f", task]);
+    let tasks = ctr(&["tasks", "ls", "-q"]).unwrap_or_default();
+    let tasks: Vec<&str> = tasks.lines().collect();
+    if !tasks.is_empty() {
+        // A task that ended meanwhile is what we want; `shims` ends what resists.
+        let _ = ctr(&[&["tasks", "rm", "-f"], tasks.as_slice()].concat());
     }
     Ok(())
 }
 
-/// Ends the shims that outlive containerd, found by the cluster's own socket in their arguments.
+/// Ends the shims that outlive containerd, found by the cluster's own socket in their arguments,
+/// and the containers below them.
 pub fn shims() -> Result<()> {
     for entry in std::fs::read_dir("/proc")?.flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
@@ -40,63 +43,71 @@ pub fn shims() -> Result<()> {
         let arguments = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let arguments = String::from_utf8_lossy(&arguments).into_owned();
         if arguments.contains("containerd-shim-runc-v2") && arguments.contains(RUN) {
+            for child in children(pid) {
+                signal(child, Signal::SIGKILL);
+            }
             signal(pid, Signal::SIGKILL);
         }
     }
     Ok(())
 }
 
-/// Unmounts everything under the cluster's folders, innermost first.
-pub fn mounts(folder: &Path) -> Result<()> {
+fn children(pid: u32) -> Vec<u32> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    tasks
+        .filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok())
+        .flat_map(|text| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+        .filter_map(|pid| pid.parse().ok())
+        .collect()
+}
+
+fn mounted(folder: &Path) -> Result<Vec<PathBuf>> {
     let mounts = std::fs::read_to_string("/proc/mounts")?;
-    let folder = folder.display().to_string();
-    let points: Vec<&str> = mounts
-        .lines()
-        .filter_map(|line| line.split(' ').nth(1))
-        .filter(|point| point.starts_with(&folder) || point.starts_with(RUN))
-        .collect();
-    for point in points.iter().rev() {
-        let _ = capture(Command::new("umount").args(["-l", point]));
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(1)).map(PathBuf::from);
+    Ok(points.filter(|point| point.starts_with(folder) || point.starts_with(RUN)).collect())
+}
+
+/// Unmounts everything under the cluster's folders, innermost first; fails when something stays,
+/// because the folders are removed next.
+pub fn mounts(folder: &Path) -> Result<()> {
+    for point in mounted(folder)?.iter().rev() {
+        let _ = capture(Command::new("umount").arg("-l").arg(point));
+    }
+    if let Some(point) = mounted(folder)?.first() {
+        bail!("{} cannot be unmounted: type `umount {0}`, then `cargo e2e down`", point.display());
     }
     Ok(())
 }
 
-/// Removes kube-proxy's rules and those of the bridge plugin.
-pub fn firewall(components: &Components) -> Result<()> {
-    let _ = capture(Command::new(components.path("kube-proxy")?).arg("--cleanup"));
-    let Ok(rules) = capture(Command::new("iptables-save").args(["-t", "nat"])) else {
-        return Ok(());
-    };
-    let iptables = |arguments: &[&str]| {
-        let _ = capture(Command::new("iptables").args(["-t", "nat"]).args(arguments));
-    };
-    let ours: Vec<&str> = rules
-        .lines()
-        .filter(|rule| rule.starts_with("-A POSTROUTING") && rule.contains("name: \\\"lithe\\\""))
-        .collect();
-    for rule in ours {
-        let chain = rule.rsplit(' ').next().unwrap_or_default();
-        let source = rule.split(" -s ").nth(1).and_then(|rest| rest.split(' ').next());
-        let comment = rule.split("--comment \"").nth(1).and_then(|rest| rest.split("\" -j").next());
-        if let (Some(source), Some(comment)) = (source, comment) {
-            let comment = comment.replace("\\\"", "\"");
-            iptables(&["-D", "POSTROUTING", "-s", source, "-m", "comment", "--comment", &comment, "-j", chain]);
+/// Removes the control groups of the pods: one tree on version 2, one per controller on version 1.
+pub fn control_groups() {
+    let root = Path::new("/sys/fs/cgroup");
+    let trees = std::fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
+    for tree in trees.chain([root.to_path_buf()]) {
+        remove_tree(&tree.join("kubepods"));
+    }
+}
+
+/// Control groups are removed by `rmdir` alone, innermost first; one with a process in it stays.
+fn remove_tree(folder: &Path) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_tree(&entry.path());
         }
-        iptables(&["-F", chain]);
-        iptables(&["-X", chain]);
     }
-    Ok(())
+    let _ = std::fs::remove_dir(folder);
 }
 
-/// Removes the bridge and sets forwarding back.
-pub fn network(folder: &Path) -> Result<()> {
-    if Path::new("/sys/class/net").join(BRIDGE).exists() {
-        let _ = capture(Command::new("ip").args(["link", "del", BRIDGE]));
+/// Removes the links to our logs and the bridge plugin's notes that stand outside our folders.
+pub fn strays(folder: &Path) {
+    for entry in std::fs::read_dir("/var/log/containers").into_iter().flatten().flatten() {
+        if std::fs::read_link(entry.path()).is_ok_and(|target| target.starts_with(folder)) {
+            let _ = std::fs::remove_file(entry.path());
+        }
     }
-    let kept = folder.join("ip_forward");
-    if let Ok(before) = std::fs::read_to_string(&kept) {
-        std::fs::write("/proc/sys/net/ipv4/ip_forward", before)?;
-        std::fs::remove_file(kept)?;
+    for entry in std::fs::read_dir("/var/lib/cni/results").into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with("lithe-") {
+            let _ = std::fs::remove_file(entry.path());
+        }
     }
-    Ok(())
 }

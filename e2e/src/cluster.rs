@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
 use crate::components::{self, Components};
 use crate::process::Daemons;
-use crate::{cache, command, configuration, host, pki, progress};
+use crate::{
+    cache, cleanup, command, configuration, host, interrupt, network, pki, progress, volumes,
+};
 
 /// The node's name.
 pub const NODE: &str = "lithe-node";
@@ -28,11 +30,13 @@ pub const BRIDGE: &str = "lithe0";
 pub const PORT: u16 = 16443;
 /// etcd's ports: clients, peers.
 pub const ETCD_PORTS: [u16; 2] = [12379, 12380];
+/// Every port that the cluster listens on: some on the node's address, the others on 127.0.0.1.
+pub const PORTS: [u16; 9] = [PORT, 12379, 12380, 16248, 16249, 16250, 16256, 16257, 16259];
 /// Sockets live here: paths of sockets have at most 107 characters.
 pub const RUN: &str = "/run/lithe-e2e";
 
 /// In the order in which they start.
-const DAEMONS: [&str; 8] = [
+pub const DAEMONS: [&str; 8] = [
     "etcd",
     "kube-apiserver",
     "kube-controller-manager",
@@ -117,49 +121,46 @@ pub fn embedded() -> Result<Cluster> {
     })
 }
 
-/// Starts the embedded cluster, or finds it running.
-pub fn up() -> Result<Cluster> {
-    host::prepare()?;
-    let cluster = embedded()?;
-    if healthy(&cluster) {
-        return Ok(cluster);
-    }
-    if !daemons()?.names().is_empty() {
-        progress::headline("an earlier cluster is not whole: starting anew");
-        down()?;
-    }
-    check_ports()?;
-    let started = start(&cluster);
-    if started.is_err() {
-        // Nothing stays half-started; the logs stay.
-        down().context("stop what was started")?;
-    }
-    started?;
-    Ok(cluster)
+/// Whether there is anything of an embedded cluster, running or left behind.
+pub fn exists() -> Result<bool> {
+    Ok(!daemons()?.names().is_empty() || folder()?.join("etcd").exists())
 }
 
-fn check_ports() -> Result<()> {
-    for port in [PORT, ETCD_PORTS[0], ETCD_PORTS[1]] {
-        if let Err(error) = std::net::TcpListener::bind(("127.0.0.1", port)) {
-            bail!("port {port} on 127.0.0.1 is taken ({error}): stop what uses it (`ss -ltnp sport = :{port}` tells)");
+/// Starts the embedded cluster, or finds it running. What is not whole is started anew.
+pub fn up() -> Result<Cluster> {
+    host::need_root()?;
+    let _lock = cache::lock()?;
+    if exists()? {
+        let cluster = embedded()?;
+        let same = Components::recorded(&folder()?).as_ref() == Some(&cluster.components);
+        if same && healthy(&cluster) {
+            volumes::renew(&cluster)?;
+            return Ok(cluster);
         }
+        progress::headline("an earlier cluster is not whole or not of this version: starting anew");
+        stop()?;
     }
-    Ok(())
+    host::prepare()?;
+    let cluster = embedded()?;
+    network::check_ports()?;
+    if let Err(error) = start(&cluster) {
+        // Nothing stays half-started; the logs stay.
+        if let Err(second) = stop() {
+            eprintln!("stopping what was started failed too: {second:#}");
+        }
+        return Err(error);
+    }
+    Ok(cluster)
 }
 
 fn start(cluster: &Cluster) -> Result<()> {
     let folder = folder()?;
-    let step = progress::step("start the control plane");
-    std::fs::create_dir_all(&folder)?;
-    std::fs::create_dir_all(RUN)?;
-    let server = format!("https://127.0.0.1:{PORT}");
-    pki::make(&folder.join("pki"), &server, NODE_ADDRESS, SERVICE_ADDRESS)?;
-    configuration::write(&folder)?;
-    network()?;
     let daemons = daemons()?;
-    let program = |name: &str| cluster.components.path(name);
+    let step = progress::step("start the control plane");
+    prepare(&folder, cluster)?;
     for name in ["etcd", "kube-apiserver"] {
-        daemons.start(name, Command::new(program(name)?).args(arguments(name, &folder)))?;
+        let mut command = Command::new(cluster.components.path(name)?);
+        daemons.start(name, command.args(configuration::arguments(name, &folder)))?;
     }
     daemons.wait(&["etcd", "kube-apiserver"], "the API server", Duration::from_secs(60), || {
         api_ready(cluster)
@@ -167,17 +168,11 @@ fn start(cluster: &Cluster) -> Result<()> {
     step.done();
 
     let step = progress::step("start the node");
-    let path = cluster
-        .components
-        .folders()
-        .iter()
-        .map(|folder| folder.display().to_string())
-        .chain(["/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned()])
-        .collect::<Vec<_>>()
-        .join(":");
+    let path = search_path(&cluster.components);
     for name in DAEMONS.iter().skip(2) {
-        let mut command = Command::new(program(name)?);
-        daemons.start(name, command.args(arguments(name, &folder)).env("PATH", &path))?;
+        let mut command = Command::new(cluster.components.path(name)?);
+        command.args(configuration::arguments(name, &folder)).env("PATH", &path);
+        daemons.start(name, &mut command)?;
         if *name == "containerd" {
             // The kubelet ends when it finds no runtime.
             crate::images::load_pause(cluster)?;
@@ -186,15 +181,47 @@ fn start(cluster: &Cluster) -> Result<()> {
     daemons.wait(&DAEMONS, "the node", Duration::from_secs(90), || node_ready(cluster))?;
     step.done();
     let step = progress::step("set up storage and the simulated GPUs");
-    cluster.apply(&configuration::storage(&folder)?)?;
+    volumes::create(cluster)?;
     gpus(cluster)?;
     step.done();
-    Ok(())
+    interrupt::check()
+}
+
+/// Everything that must be there before the first daemon.
+fn prepare(folder: &Path, cluster: &Cluster) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    // The first thing on the disk is what tells a later run that there is something to undo.
+    std::fs::create_dir_all(folder.join("etcd"))?;
+    let pods = folder.join("logs/pods");
+    if pods.exists() {
+        std::fs::remove_dir_all(pods).context("remove the logs of the last cluster's pods")?;
+    }
+    for private in [Path::new(RUN), &folder.join("etcd")] {
+        std::fs::create_dir_all(private)?;
+        std::fs::set_permissions(private, std::fs::Permissions::from_mode(0o700))?;
+    }
+    cluster.components.record(folder)?;
+    let server = format!("https://{NODE_ADDRESS}:{PORT}");
+    pki::make(&folder.join("pki"), &server, NODE_ADDRESS, SERVICE_ADDRESS)?;
+    configuration::write(folder)?;
+    network::set_up(folder)
+}
+
+/// containerd finds its shim on the `PATH`, and the kubelet its tools.
+fn search_path(components: &Components) -> String {
+    let system = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    let folders = components.folders().iter().map(|folder| folder.display().to_string());
+    folders.chain([system.to_owned()]).collect::<Vec<_>>().join(":")
 }
 
 fn api_ready(cluster: &Cluster) -> bool {
     let get = |cluster: &Cluster| -> Result<String> {
-        command::capture(cluster.kubectl()?.args(["get", "--raw", "/readyz", "--request-timeout=2s"]))
+        command::capture(cluster.kubectl()?.args([
+            "get",
+            "--raw",
+            "/readyz",
+            "--request-timeout=2s",
+        ]))
     };
     get(cluster).is_ok_and(|text| text == "ok")
 }
@@ -202,92 +229,75 @@ fn api_ready(cluster: &Cluster) -> bool {
 fn node_ready(cluster: &Cluster) -> bool {
     const READY: &str = "jsonpath={.status.conditions[?(@.type=='Ready')].status}";
     let get = |cluster: &Cluster| -> Result<String> {
-        command::capture(cluster.kubectl()?.args(["get", "node", NODE, "-o", READY, "--request-timeout=2s"]))
+        command::capture(cluster.kubectl()?.args([
+            "get",
+            "node",
+            NODE,
+            "-o",
+            READY,
+            "--request-timeout=2s",
+        ]))
     };
     get(cluster).is_ok_and(|text| text == "True")
 }
 
 /// Two GPUs that do not exist, with the labels that GPU feature discovery sets.
 fn gpus(cluster: &Cluster) -> Result<()> {
-    let patch = r#"[{"op":"add","path":"/status/capacity/nvidia.com~1gpu","value":"2"},{"op":"add","path":"/status/allocatable/nvidia.com~1gpu","value":"2"}]"#;
-    command::capture(cluster.kubectl()?.args([
-        "patch", "node", NODE, "--subresource=status", "--type=json", "-p", patch,
-    ]))?;
-    command::capture(cluster.kubectl()?.args([
-        "label", "node", NODE, "--overwrite", "nvidia.com/gpu.present=true",
-        "nvidia.com/gpu.product=NVIDIA-H100-80GB-HBM3", "nvidia.com/gpu.count=2",
-    ]))?;
+    const PATCH: &str = r#"[
+        {"op": "add", "path": "/status/capacity/nvidia.com~1gpu", "value": "2"},
+        {"op": "add", "path": "/status/allocatable/nvidia.com~1gpu", "value": "2"}]"#;
+    const LABELS: [&str; 7] = [
+        "nvidia.com/gpu.present=true",
+        "nvidia.com/gpu.count=2",
+        "nvidia.com/gpu.product=NVIDIA-H100-80GB-HBM3",
+        "nvidia.com/gpu.memory=81559",
+        "nvidia.com/gpu.family=hopper",
+        "nvidia.com/gpu.compute.major=9",
+        "nvidia.com/gpu.compute.minor=0",
+    ];
+    let patch = ["patch", "node", NODE, "--subresource=status", "--type=json", "-p", PATCH];
+    command::capture(cluster.kubectl()?.args(patch))?;
+    command::capture(cluster.kubectl()?.args(["label", "node", NODE, "--overwrite"]).args(LABELS))?;
     Ok(())
 }
 
-/// The bridge of the pods, with the node's address on it, and forwarding.
-fn network() -> Result<()> {
-    if !Path::new("/sys/class/net").join(BRIDGE).exists() {
-        command::capture(Command::new("ip").args(["link", "add", BRIDGE, "type", "bridge"]))?;
-        let address = format!("{NODE_ADDRESS}/24");
-        command::capture(Command::new("ip").args(["addr", "add", &address, "dev", BRIDGE]))?;
-    }
-    command::capture(Command::new("ip").args(["link", "set", BRIDGE, "up"]))?;
-    let forward = "/proc/sys/net/ipv4/ip_forward";
-    let before = std::fs::read_to_string(forward)?;
-    if before.trim() != "1" {
-        std::fs::write(folder()?.join("ip_forward"), &before)?;
-        std::fs::write(forward, "1")?;
-    }
-    Ok(())
-}
-
-fn arguments(name: &str, folder: &Path) -> Vec<String> {
-    configuration::arguments(name, folder)
-}
-
-/// Stops the embedded cluster and leaves the machine as it was found. Built programs stay.
+/// Stops the embedded cluster and leaves the machine as it was found. Built programs, images and
+/// the logs of the last run stay.
 pub fn down() -> Result<()> {
-    let folder = folder()?;
-    let daemons = daemons()?;
-    if daemons.names().is_empty() && !folder.join("etcd").exists() {
+    host::need_root()?;
+    let _lock = cache::lock()?;
+    stop()
+}
+
+fn stop() -> Result<()> {
+    if !exists()? {
         return Ok(());
     }
+    let folder = folder()?;
+    let daemons = daemons()?;
+    let components = Components::recorded(&folder);
     let step = progress::step("stop the cluster");
     // The kubelet first, so that it does not start anew what is stopped after it.
-    for name in ["kubelet", "kube-proxy", "kube-scheduler", "kube-controller-manager"] {
-        daemons.stop(name)?;
+    daemons.stop(&["kubelet"])?;
+    if let Some(components) = &components {
+        cleanup::containers(components, &daemons)?;
     }
-    crate::cleanup::containers(&folder, &daemons)?;
-    for name in DAEMONS.iter().rev() {
-        daemons.stop(name)?;
-    }
-    crate::cleanup::shims()?;
-    crate::cleanup::mounts(&folder)?;
-    if let Ok(components) = components::build() {
-        crate::cleanup::firewall(&components)?;
-    }
-    crate::cleanup::network(&folder)?;
-    for name in ["etcd", "kubelet", "containerd", "pki", "pids", "config", "volumes"] {
+    daemons.stop(&DAEMONS)?;
+    cleanup::shims()?;
+    cleanup::mounts(&folder)?;
+    cleanup::control_groups();
+    cleanup::strays(&folder);
+    network::tear_down(&folder, components.as_ref())?;
+    // The records last: while they are there, a later run knows that there is something to undo.
+    for name in ["kubelet", "containerd", "pki", "config", "volumes", "pids", "etcd"] {
         let path = folder.join(name);
         if path.exists() {
-            std::fs::remove_dir_all(&path)
-                .with_context(|| format!("remove {}", path.display()))?;
+            std::fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))?;
         }
     }
-    let _ = std::fs::remove_dir_all(RUN);
+    if Path::new(RUN).exists() {
+        std::fs::remove_dir_all(RUN).with_context(|| format!("remove {RUN}"))?;
+    }
     step.done();
     Ok(())
-}
-
-/// Prints what runs; `false` when the cluster is down.
-pub fn status() -> Result<bool> {
-    let daemons = daemons()?;
-    for name in DAEMONS {
-        match daemons.pid(name) {
-            Some(pid) => println!("{name:<26} running  pid {pid}"),
-            None => println!("{name:<26} stopped"),
-        }
-    }
-    println!("logs        {}/logs", folder()?.display());
-    println!("kubeconfig  {}", kubeconfig()?.display());
-    let cluster = embedded()?;
-    let healthy = healthy(&cluster);
-    println!("cluster     {}", if healthy { "ready" } else { "not ready: `cargo e2e up`" });
-    Ok(healthy)
 }

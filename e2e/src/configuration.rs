@@ -1,28 +1,18 @@
 //! Files and arguments of the embedded cluster's daemons. Pure text; nothing is started here.
 
-use std::fmt::Write as _;
 use std::path::Path;
 
 use anyhow::Result;
 
-use crate::cluster::{
-    BRIDGE, ETCD_PORTS, NODE, NODE_ADDRESS, POD_RANGE, PORT, RUN, SERVICE_RANGE,
-};
+use crate::cluster::{BRIDGE, ETCD_PORTS, NODE, NODE_ADDRESS, POD_RANGE, PORT, RUN, SERVICE_RANGE};
 use crate::images::PAUSE;
-
-/// PersistentVolumes of the embedded cluster: name, size, access mode.
-const VOLUMES: [(&str, &str, &str); 4] = [
-    ("registry", "20Gi", "ReadWriteOnce"),
-    ("spare-1", "10Gi", "ReadWriteOnce"),
-    ("spare-2", "10Gi", "ReadWriteOnce"),
-    ("spare-3", "10Gi", "ReadWriteOnce"),
-];
 
 /// The arguments of the daemon `name` whose state lies under `folder`.
 pub fn arguments(name: &str, folder: &Path) -> Vec<String> {
     let at = |path: &str| folder.join(path).display().to_string();
-    let [client, peer] = ETCD_PORTS.map(|port| format!("http://127.0.0.1:{port}"));
-    let kubeconfig = |identity: &str| format!("--kubeconfig={}", at(&format!("pki/{identity}.kubeconfig")));
+    let [client, peer] = ETCD_PORTS.map(|port| format!("https://127.0.0.1:{port}"));
+    let kubeconfig =
+        |identity: &str| format!("--kubeconfig={}", at(&format!("pki/{identity}.kubeconfig")));
     match name {
         "etcd" => vec![
             format!("--data-dir={}", at("etcd")),
@@ -31,11 +21,24 @@ pub fn arguments(name: &str, folder: &Path) -> Vec<String> {
             format!("--listen-peer-urls={peer}"),
             format!("--initial-advertise-peer-urls={peer}"),
             format!("--initial-cluster=default={peer}"),
+            format!("--cert-file={}", at("pki/etcd.crt")),
+            format!("--key-file={}", at("pki/etcd.key")),
+            format!("--trusted-ca-file={}", at("pki/ca.crt")),
+            "--client-cert-auth".into(),
+            format!("--peer-cert-file={}", at("pki/etcd.crt")),
+            format!("--peer-key-file={}", at("pki/etcd.key")),
+            format!("--peer-trusted-ca-file={}", at("pki/ca.crt")),
+            "--peer-client-cert-auth".into(),
+            // The data lives as long as the cluster: a crash of the machine ends both.
             "--unsafe-no-fsync".into(),
             "--log-level=warn".into(),
         ],
         "kube-apiserver" => vec![
             format!("--etcd-servers={client}"),
+            format!("--etcd-cafile={}", at("pki/ca.crt")),
+            format!("--etcd-certfile={}", at("pki/etcd.crt")),
+            format!("--etcd-keyfile={}", at("pki/etcd.key")),
+            format!("--bind-address={NODE_ADDRESS}"),
             format!("--secure-port={PORT}"),
             format!("--advertise-address={NODE_ADDRESS}"),
             format!("--tls-cert-file={}", at("pki/apiserver.crt")),
@@ -49,6 +52,7 @@ pub fn arguments(name: &str, folder: &Path) -> Vec<String> {
             "--allow-privileged=true".into(),
             format!("--kubelet-client-certificate={}", at("pki/kubelet-client.crt")),
             format!("--kubelet-client-key={}", at("pki/kubelet-client.key")),
+            format!("--kubelet-certificate-authority={}", at("pki/ca.crt")),
             "--kubelet-preferred-address-types=InternalIP".into(),
         ],
         "kube-controller-manager" => vec![
@@ -59,16 +63,28 @@ pub fn arguments(name: &str, folder: &Path) -> Vec<String> {
             format!("--root-ca-file={}", at("pki/ca.crt")),
             "--use-service-account-credentials=true".into(),
             "--leader-elect=false".into(),
+            "--bind-address=127.0.0.1".into(),
+            "--secure-port=16257".into(),
         ],
-        "kube-scheduler" => vec![kubeconfig("scheduler"), "--leader-elect=false".into()],
+        "kube-scheduler" => vec![
+            kubeconfig("scheduler"),
+            "--leader-elect=false".into(),
+            "--bind-address=127.0.0.1".into(),
+            "--secure-port=16259".into(),
+        ],
         "kube-proxy" => vec![
             kubeconfig("proxy"),
             "--proxy-mode=iptables".into(),
+            // The machine's connection tracking is the machine's.
             "--conntrack-max-per-core=0".into(),
+            "--conntrack-tcp-timeout-established=0".into(),
+            "--conntrack-tcp-timeout-close-wait=0".into(),
+            "--iptables-localhost-nodeports=false".into(),
+            format!("--nodeport-addresses={NODE_ADDRESS}/32"),
             format!("--cluster-cidr={POD_RANGE}"),
             format!("--hostname-override={NODE}"),
-            "--healthz-bind-address=127.0.0.1:16456".into(),
-            "--metrics-bind-address=127.0.0.1:16449".into(),
+            "--healthz-bind-address=127.0.0.1:16256".into(),
+            "--metrics-bind-address=127.0.0.1:16249".into(),
         ],
         "kubelet" => vec![
             kubeconfig("kubelet"),
@@ -113,9 +129,12 @@ state = "{RUN}/containerd"
     runtime_type = "io.containerd.runc.v2"
     [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
       SystemdCgroup = false
+      Root = "{RUN}/runc"
 [plugins."io.containerd.cri.v1.images"]
   [plugins."io.containerd.cri.v1.images".pinned_images]
     sandbox = "{PAUSE}"
+[plugins."io.containerd.nri.v1.nri"]
+  disable = true
 [plugins."io.containerd.internal.v1.opt"]
   path = "{root}/opt"
 "#,
@@ -139,11 +158,13 @@ fn kubelet(folder: &Path) -> Result<String> {
         "tlsPrivateKeyFile": at("pki/kubelet.key"),
         "clusterDNS": [NODE_ADDRESS],
         "clusterDomain": "cluster.local",
+        "resolvConf": resolver(),
         "containerRuntimeEndpoint": format!("unix://{RUN}/containerd.sock"),
         "cgroupDriver": "cgroupfs",
         "failCgroupV1": false,
         "failSwapOn": false,
         "maxPods": 110,
+        "address": NODE_ADDRESS,
         "port": 16250,
         "healthzPort": 16248,
         "readOnlyPort": 0,
@@ -153,14 +174,39 @@ fn kubelet(folder: &Path) -> Result<String> {
         "imageGCHighThresholdPercent": 100,
         "imageGCLowThresholdPercent": 99,
         "syncFrequency": "10s",
+        // Its firewall rules would outlive it, and nothing removes them.
+        "makeIPTablesUtilChains": false,
         "volumePluginDir": at("kubelet/plugins"),
     }))?)
 }
 
+/// The file with the machine's name servers; the usual one may name a stub that pods cannot reach.
+fn resolver() -> &'static str {
+    const SYSTEMD: &str = "/run/systemd/resolve/resolv.conf";
+    if Path::new(SYSTEMD).exists() { SYSTEMD } else { "/etc/resolv.conf" }
+}
+
 fn corefile(folder: &Path) -> String {
+    let kubeconfig = folder.join("pki/admin.kubeconfig");
+    let servers = std::fs::read_to_string(resolver()).unwrap_or_default();
+    // Without a name server to ask, CoreDNS would refuse to start.
+    let forward = if servers.lines().any(|line| line.starts_with("nameserver")) {
+        format!("  forward . {}\n", resolver())
+    } else {
+        String::new()
+    };
     format!(
-        ".:53 {{\n  bind {NODE_ADDRESS}\n  errors\n  kubernetes cluster.local in-addr.arpa {{\n    kubeconfig {}\n    ttl 5\n  }}\n}}\n",
-        folder.join("pki/admin.kubeconfig").display()
+        ".:53 {{
+  bind {NODE_ADDRESS}
+  errors
+  kubernetes cluster.local in-addr.arpa {{
+    kubeconfig {}
+    ttl 5
+    fallthrough in-addr.arpa
+  }}
+{forward}}}
+",
+        kubeconfig.display()
     )
 }
 
@@ -170,56 +216,13 @@ fn network() -> serde_json::Value {
         "name": "lithe",
         "plugins": [
             {
-                "type": "bridge", "bridge": BRIDGE, "isGateway": true, "ipMasq": true,
-                "hairpinMode": true,
+                "type": "bridge", "bridge": BRIDGE, "isGateway": true, "hairpinMode": true,
                 "ipam": {
                     "type": "host-local", "dataDir": format!("{RUN}/cni"),
                     "ranges": [[{"subnet": POD_RANGE, "gateway": NODE_ADDRESS}]],
                     "routes": [{"dst": "0.0.0.0/0"}],
                 },
             },
-            {"type": "portmap", "capabilities": {"portMappings": true}},
         ],
     })
-}
-
-/// The storage class and the volumes, whose folders are made writable for pods that are not root.
-pub fn storage(folder: &Path) -> Result<String> {
-    let mut text = String::from(
-        "apiVersion: storage.k8s.io/v1
-kind: StorageClass
-metadata:
-  name: lithe-local
-  annotations: {storageclass.kubernetes.io/is-default-class: \"true\"}
-provisioner: kubernetes.io/no-provisioner
-volumeBindingMode: Immediate
-",
-    );
-    for (name, size, mode) in VOLUMES {
-        let path = volume(folder, name)?;
-        let _ = write!(
-            text,
-            "---
-apiVersion: v1
-kind: PersistentVolume
-metadata: {{name: lithe-{name}, labels: {{lithe.dev/volume: {name}}}}}
-spec:
-  capacity: {{storage: {size}}}
-  accessModes: [{mode}]
-  persistentVolumeReclaimPolicy: Retain
-  storageClassName: lithe-local
-  hostPath: {{path: {path}}}
-"
-        );
-    }
-    Ok(text)
-}
-
-/// The folder of the volume `name`, made when missing.
-pub fn volume(folder: &Path, name: &str) -> Result<String> {
-    use std::os::unix::fs::PermissionsExt as _;
-    let path = folder.join("volumes").join(name);
-    std::fs::create_dir_all(&path)?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o777))?;
-    Ok(path.display().to_string())
 }

@@ -51,10 +51,7 @@ pub fn load(cluster: &Cluster) -> Result<Images> {
         worker: image(
             "worker",
             "worker/Containerfile",
-            &[
-                (&binaries.join("lithe-worker"), "lithe-worker"),
-                (&runtime, "libonnxruntime.so"),
-            ],
+            &[(&binaries.join("lithe-worker"), "lithe-worker"), (&runtime, "libonnxruntime.so")],
         )?,
         registry: image(
             "registry",
@@ -73,16 +70,22 @@ pub fn binaries() -> Result<PathBuf> {
     let step = progress::step("build the operator and the worker");
     run_logged(
         Command::new("cargo").current_dir(root()).args([
-            "build", "--release", "--locked", "--package", "lithe-operator", "--package",
+            "build",
+            "--release",
+            "--locked",
+            "--package",
+            "lithe-operator",
+            "--package",
             "lithe-worker",
         ]),
         "cargo-build",
     )?;
-    let metadata = capture(
-        Command::new("cargo")
-            .current_dir(root())
-            .args(["metadata", "--no-deps", "--format-version=1", "--locked"]),
-    )?;
+    let metadata = capture(Command::new("cargo").current_dir(root()).args([
+        "metadata",
+        "--no-deps",
+        "--format-version=1",
+        "--locked",
+    ]))?;
     let metadata: serde_json::Value = serde_json::from_str(&metadata)?;
     let target = metadata.pointer("/target_directory").and_then(serde_json::Value::as_str);
     step.done();
@@ -146,7 +149,10 @@ fn hash(parts: &[&[u8]]) -> String {
 
 /// The glibc root without a shell, as an image in buildah's store.
 fn base() -> Result<String> {
-    let reference = format!("localhost/lithe-base:{}", hash(&[RELEASE.as_bytes(), BASE_PACKAGES.as_bytes(), b"1"]));
+    let reference = format!(
+        "localhost/lithe-base:{}",
+        hash(&[RELEASE.as_bytes(), BASE_PACKAGES.as_bytes(), b"1"])
+    );
     if capture(buildah()?.args(["images", "-q", &reference])).is_ok() {
         return Ok(reference);
     }
@@ -169,7 +175,10 @@ fn base() -> Result<String> {
         recipe.push_str("COPY ca-certificates.crt /etc/ssl/certs/ca-certificates.crt\n");
     }
     std::fs::write(folder.path().join("Containerfile"), recipe)?;
-    run_logged(buildah()?.args(["build", "--quiet", "--tag", &reference]).arg(folder.path()), "buildah-base")?;
+    run_logged(
+        buildah()?.args(["build", "--quiet", "--tag", &reference]).arg(folder.path()),
+        "buildah-base",
+    )?;
     step.done();
     Ok(reference)
 }
@@ -184,7 +193,9 @@ fn build(base: &str, name: &str, recipe: &Path, files: &[(&Path, &str)]) -> Resu
     let text = std::fs::read(recipe).with_context(|| format!("read {}", recipe.display()))?;
     let mut parts: Vec<Vec<u8>> = vec![text, base.as_bytes().to_vec()];
     for (file, _) in files {
-        parts.push(std::fs::read(file).with_context(|| format!("read {}", file.display()))?);
+        // Optimised as we are not: a debug build of ours would take seconds for each program.
+        let sum = capture(Command::new("sha256sum").arg("--zero").arg(file))?;
+        parts.push(sum.split(' ').next().unwrap_or_default().into());
     }
     let key = hash(&parts.iter().map(Vec::as_slice).collect::<Vec<_>>());
     let reference = format!("localhost/lithe-{name}:{key}");
@@ -206,19 +217,25 @@ fn build(base: &str, name: &str, recipe: &Path, files: &[(&Path, &str)]) -> Resu
             .arg(context.path()),
         &format!("buildah-{name}"),
     )?;
+    push(&reference, &path, name)?;
+    step.done();
+    Ok(Archive { path, reference })
+}
+
+/// Moves the image `reference` from buildah's store into the archive `path`, whole or not at all.
+fn push(reference: &str, path: &Path, name: &str) -> Result<()> {
     let unfinished = path.with_extension("unfinished");
     let _ = std::fs::remove_file(&unfinished);
     run_logged(
         buildah()?
-            .args(["push", "--quiet", &reference])
+            .args(["push", "--quiet", reference])
             .arg(format!("docker-archive:{}:{reference}", unfinished.display())),
         &format!("buildah-push-{name}"),
     )?;
-    std::fs::rename(unfinished, &path)?;
+    std::fs::rename(unfinished, path)?;
     // The archive is what we keep; a second copy in buildah's store would only fill the disk.
-    let _ = capture(buildah()?.args(["rmi", &reference]));
-    step.done();
-    Ok(Archive { path, reference })
+    let _ = capture(buildah()?.args(["rmi", reference]));
+    Ok(())
 }
 
 fn import(cluster: &Cluster, archive: &Archive) -> Result<String> {
@@ -243,13 +260,11 @@ pub fn load_pause(cluster: &Cluster) -> Result<()> {
         std::fs::copy(&program, context.path().join("pause"))?;
         let recipe = "FROM scratch\nCOPY pause /pause\nUSER 65532:65532\nENTRYPOINT [\"/pause\"]\n";
         std::fs::write(context.path().join("Containerfile"), recipe)?;
-        run_logged(buildah()?.args(["build", "--quiet", "--tag", PAUSE]).arg(context.path()), "buildah-pause")?;
         run_logged(
-            buildah()?
-                .args(["push", "--quiet", PAUSE])
-                .arg(format!("docker-archive:{}:{PAUSE}", path.display())),
-            "buildah-push-pause",
+            buildah()?.args(["build", "--quiet", "--tag", PAUSE]).arg(context.path()),
+            "buildah-pause",
         )?;
+        push(PAUSE, &path, "pause")?;
     }
     let daemons = crate::cluster::daemons()?;
     let socket = PathBuf::from(format!("{RUN}/containerd.sock"));

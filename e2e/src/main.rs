@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod cache;
 mod cleanup;
 mod cluster;
@@ -13,10 +14,15 @@ mod components;
 mod configuration;
 mod host;
 mod images;
+mod interrupt;
+mod network;
 mod pki;
 mod process;
 mod progress;
 mod python;
+mod status;
+mod suite;
+mod volumes;
 
 /// Lithe on a real Kubernetes, on this machine.
 #[derive(Parser)]
@@ -38,11 +44,24 @@ enum Verb {
     Kubeconfig,
     /// Print the path of the ONNX Runtime library, fetched when missing.
     RuntimeLibrary,
+    /// Measure and print figures.
+    Bench {
+        /// What is measured.
+        name: bench::Bench,
+        /// Print JSON lines.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run every test, those on the real cluster included.
+    Test,
 }
 
 fn main() -> ExitCode {
-    match run(Arguments::parse().verb) {
+    let verb = Arguments::parse().verb;
+    match interrupt::watch().and_then(|()| run(verb)) {
         Ok(code) => code,
+        // What a shell expects of a command that Ctrl-C ended.
+        Err(_) if interrupt::interrupted() => ExitCode::from(130),
         Err(error) => {
             eprintln!("\nerror: {error:#}");
             ExitCode::FAILURE
@@ -53,15 +72,21 @@ fn main() -> ExitCode {
 fn run(verb: Verb) -> Result<ExitCode> {
     match verb {
         Verb::Up => {
-            cluster::up()?;
-            println!("The cluster is up. Look around with:\n  export KUBECONFIG={}\nStop it with `cargo e2e down`.", cluster::kubeconfig()?.display());
+            let cluster = cluster::up()?;
+            println!(
+                "The cluster is up. Look around with:\n  export KUBECONFIG={}\n  {} get pods -A\nStop it with `cargo e2e down`.",
+                cluster.kubeconfig.display(),
+                cluster.components.path("kubectl")?.display(),
+            );
         }
         Verb::Down => cluster::down()?,
         Verb::Status => {
-            return Ok(if cluster::status()? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+            return Ok(if status::status()? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         Verb::Kubeconfig => println!("{}", cluster::kubeconfig()?.display()),
         Verb::RuntimeLibrary => println!("{}", images::runtime_library()?.display()),
+        Verb::Bench { name, json } => bench::bench(name, json)?,
+        Verb::Test => suite::test()?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -46,12 +46,38 @@ pub fn make(folder: &Path, server: &str, node: &str, service: &str) -> Result<()
     let node_name = format!("system:node:{}", crate::cluster::NODE);
     let identities = [
         Identity { file: "apiserver", name: "kube-apiserver", group: None, addresses: &names },
-        Identity { file: "kubelet-client", name: "apiserver", group: Some("system:masters"), addresses: &[] },
-        Identity { file: "admin", name: "lithe-e2e-admin", group: Some("system:masters"), addresses: &[] },
-        Identity { file: "controllers", name: "system:kube-controller-manager", group: None, addresses: &[] },
+        Identity {
+            file: "etcd",
+            name: "etcd",
+            group: None,
+            addresses: &["localhost", "127.0.0.1"],
+        },
+        Identity {
+            file: "kubelet-client",
+            name: "apiserver",
+            group: Some("system:masters"),
+            addresses: &[],
+        },
+        Identity {
+            file: "admin",
+            name: "lithe-e2e-admin",
+            group: Some("system:masters"),
+            addresses: &[],
+        },
+        Identity {
+            file: "controllers",
+            name: "system:kube-controller-manager",
+            group: None,
+            addresses: &[],
+        },
         Identity { file: "scheduler", name: "system:kube-scheduler", group: None, addresses: &[] },
         Identity { file: "proxy", name: "system:kube-proxy", group: None, addresses: &[] },
-        Identity { file: "kubelet", name: &node_name, group: Some("system:nodes"), addresses: &[node, crate::cluster::NODE] },
+        Identity {
+            file: "kubelet",
+            name: &node_name,
+            group: Some("system:nodes"),
+            addresses: &[node, crate::cluster::NODE],
+        },
     ];
     for identity in &identities {
         issue(folder, identity, &issuer)?;
@@ -93,7 +119,9 @@ pub fn kubeconfig_path(folder: &Path, identity: &str) -> PathBuf {
 }
 
 fn kubeconfig(folder: &Path, identity: &str, server: &str) -> Result<()> {
-    let inline = |file: &str| -> Result<String> { Ok(base64::engine::general_purpose::STANDARD.encode(std::fs::read(folder.join(file))?)) };
+    let inline = |file: &str| -> Result<String> {
+        Ok(base64::engine::general_purpose::STANDARD.encode(std::fs::read(folder.join(file))?))
+    };
     let config = serde_json::json!({
         "apiVersion": "v1",
         "kind": "Config",
@@ -109,4 +137,3 @@ fn kubeconfig(folder: &Path, identity: &str, server: &str) -> Result<()> {
     });
     write_secret(&kubeconfig_path(folder, identity), &serde_yaml::to_string(&config)?)
 }
-

@@ -3,7 +3,6 @@
 //! A process is ours only if its start time is the recorded one: pids are reused.
 
 use std::fs::File;
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -13,6 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::command::tail;
+use crate::interrupt;
 
 /// Where the daemons of one cluster keep their logs and identities.
 #[derive(Clone, Debug)]
@@ -39,12 +39,16 @@ impl Daemons {
         }
         std::fs::create_dir_all(&self.logs)?;
         std::fs::create_dir_all(&self.pids)?;
-        let log = File::options().create(true).append(true).open(self.log(name))?;
-        let child = command
+        let path = self.log(name);
+        if path.exists() {
+            // What an earlier run said of its end is still of use.
+            std::fs::rename(&path, self.logs.join(format!("{name}.log.previous")))?;
+        }
+        let log = File::create(&path).with_context(|| format!("create {}", path.display()))?;
+        let child = in_a_session_of_its_own(command)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
-            .process_group(0)
             .spawn()
             .with_context(|| format!("start {name}"))?;
         self.record(name, &child)
@@ -79,24 +83,26 @@ impl Daemons {
         names
     }
 
-    /// Ends the daemon `name`: asks, waits, insists.
-    pub fn stop(&self, name: &str) -> Result<()> {
-        if let Some(pid) = self.pid(name) {
-            signal(pid, Signal::SIGTERM);
-            let deadline = Instant::now() + Duration::from_secs(10);
-            while self.runs(name) && Instant::now() < deadline {
+    /// Ends the daemons `names` together: asks, waits, insists. The wait is short because an API
+    /// server waits for its watchers, and the state of all goes with them.
+    pub fn stop(&self, names: &[&str]) -> Result<()> {
+        for (round, limit) in [(Signal::SIGTERM, 3), (Signal::SIGKILL, 5)] {
+            for pid in names.iter().filter_map(|name| self.pid(name)) {
+                signal(pid, round);
+            }
+            let deadline = Instant::now() + Duration::from_secs(limit);
+            while names.iter().any(|name| self.runs(name)) && Instant::now() < deadline {
                 pause();
             }
-            if self.runs(name) {
-                signal(pid, Signal::SIGKILL);
-                while self.runs(name) && Instant::now() < deadline + Duration::from_secs(5) {
-                    pause();
-                }
-            }
         }
-        let record = self.pids.join(name);
-        if record.exists() {
-            std::fs::remove_file(record)?;
+        for name in names {
+            if let Some(pid) = self.pid(name) {
+                bail!("{name} (pid {pid}) does not end, not even by SIGKILL: look at `ps {pid}`");
+            }
+            let record = self.pids.join(name);
+            if record.exists() {
+                std::fs::remove_file(record)?;
+            }
         }
         Ok(())
     }
@@ -111,10 +117,15 @@ impl Daemons {
     ) -> Result<()> {
         let deadline = Instant::now() + limit;
         while !ready() {
+            interrupt::check()?;
             for name in names {
                 if !self.runs(name) {
                     let log = self.log(name);
-                    bail!("{name} ended while waiting for {what}; read {}\n{}", log.display(), tail(&log, 8));
+                    bail!(
+                        "{name} ended while waiting for {what}; read {}\n{}",
+                        log.display(),
+                        tail(&log, 8)
+                    );
                 }
             }
             if Instant::now() > deadline {
@@ -126,6 +137,22 @@ impl Daemons {
         }
         Ok(())
     }
+}
+
+/// `command` below setsid(1), which keeps the pid: what ends the terminal does not end the daemon.
+fn in_a_session_of_its_own(command: &Command) -> Command {
+    let mut wrapped = Command::new("setsid");
+    wrapped.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => wrapped.env(name, value),
+            None => wrapped.env_remove(name),
+        };
+    }
+    if let Some(folder) = command.get_current_dir() {
+        wrapped.current_dir(folder);
+    }
+    wrapped
 }
 
 /// The kernel's start time of the process `pid`; `None` when there is none or it is a zombie.
@@ -147,7 +174,7 @@ pub fn signal(pid: u32, signal: Signal) {
     }
 }
 
-#[allow(clippy::disallowed_methods)] // start-up polls processes that offer nothing to wait on
-fn pause() {
+/// Waits a moment between two looks at what offers nothing to wait on.
+pub fn pause() {
     std::thread::sleep(Duration::from_millis(50));
 }

@@ -18,8 +18,8 @@ pub fn sources() -> PathBuf {
 /// The interpreter of the environment with `requirements-<name>.txt`, made when it is missing.
 pub fn interpreter(name: &str) -> Result<PathBuf> {
     let requirements = sources().join(format!("requirements-{name}.txt"));
-    let text = std::fs::read(&requirements)
-        .with_context(|| format!("read {}", requirements.display()))?;
+    let text =
+        std::fs::read(&requirements).with_context(|| format!("read {}", requirements.display()))?;
     let digest = Sha256::digest(&text);
     let hash: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
     let place = cache::directory()?.join("python").join(format!("{name}-{hash}"));

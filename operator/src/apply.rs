@@ -151,7 +151,8 @@ impl Writer<'_> {
         let written = api.patch(&place.1, &params, &Patch::Apply(&body)).await;
         let written = written.map_err(|source| refused::<K>(&place.1, source))?;
         cache.put(written);
-        let list = if known.is_some() { &mut self.applied.changed } else { &mut self.applied.created };
+        let list =
+            if known.is_some() { &mut self.applied.changed } else { &mut self.applied.created };
         list.push(label);
         Ok(())
     }
@@ -159,8 +160,7 @@ impl Writer<'_> {
     async fn create_job(&mut self, caches: &Caches, job: Job) -> Result<(), WriteError> {
         let (namespace, name) = key(&job);
         let api: Api<Job> = Api::namespaced(self.client.clone(), &namespace);
-        let params =
-            PostParams { field_manager: Some(FIELD_MANAGER.into()), ..Default::default() };
+        let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..Default::default() };
         match api.create(&params, &job).await {
             Ok(created) => {
                 caches.jobs.put(created);
@@ -248,9 +248,9 @@ fn foreign<K: Resource<DynamicType = ()>>(object: &K) -> WriteError {
 /// does not count, what they changed or removed does. Lists must agree element by element.
 pub fn subset(wanted: &Value, seen: &Value) -> bool {
     match (wanted, seen) {
-        (Value::Object(wanted), Value::Object(seen)) => wanted
-            .iter()
-            .all(|(name, value)| value.is_null() || seen.get(name).is_some_and(|s| subset(value, s))),
+        (Value::Object(wanted), Value::Object(seen)) => wanted.iter().all(|(name, value)| {
+            value.is_null() || seen.get(name).is_some_and(|s| subset(value, s))
+        }),
         (Value::Array(wanted), Value::Array(seen)) => {
             wanted.len() == seen.len() && wanted.iter().zip(seen).all(|(w, s)| subset(w, s))
         }
@@ -291,7 +291,10 @@ mod tests {
     fn additions_are_not_drift_and_changes_are() {
         let wanted = json!({"spec": {"replicas": 1, "ports": [{"port": 80}]}, "gone": null});
         let rows = [
-            (json!({"spec": {"replicas": 1, "ports": [{"port": 80, "nodePort": 1}]}, "x": 1}), true),
+            (
+                json!({"spec": {"replicas": 1, "ports": [{"port": 80, "nodePort": 1}]}, "x": 1}),
+                true,
+            ),
             (json!({"spec": {"replicas": 2, "ports": [{"port": 80}]}}), false),
             (json!({"spec": {"replicas": 1, "ports": [{"port": 80}, {"port": 81}]}}), false),
             (json!({"spec": {"replicas": 1}}), false),

@@ -67,8 +67,7 @@ pub enum Change {
 impl<K: Resource<DynamicType = ()> + Clone> Cache<K> {
     /// An empty cache whose objects are also found by `index`.
     pub fn new(index: fn(&K) -> Option<String>) -> Self {
-        let state =
-            State { objects: HashMap::new(), by_uid: HashMap::new(), gone: HashMap::new() };
+        let state = State { objects: HashMap::new(), by_uid: HashMap::new(), gone: HashMap::new() };
         Self { state: RwLock::new(state), index, ready: AtomicBool::new(false) }
     }
 

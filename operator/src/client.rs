@@ -26,7 +26,8 @@ pub async fn client(metrics: Arc<Metrics>) -> anyhow::Result<Client> {
     config.default_retry = false;
     // Watches end by themselves after `cache::WATCH_SECONDS`; a silent one ends a little later.
     config.read_timeout = Some(Duration::from_secs(u64::from(crate::cache::WATCH_SECONDS) + 10));
-    let layer = tower::layer::layer_fn(move |inner| Limited { inner, metrics: Arc::clone(&metrics) });
+    let layer =
+        tower::layer::layer_fn(move |inner| Limited { inner, metrics: Arc::clone(&metrics) });
     Ok(ClientBuilder::try_from(config)?.with_layer(&layer).build())
 }
 
@@ -97,7 +98,10 @@ mod tests {
             ("/api/v1/namespaces/x/services/y", "services"),
             ("/api/v1/pods", "pods"),
             ("/apis/apps/v1/namespaces/x/deployments", "deployments"),
-            ("/apis/lithe.dev/v1alpha1/namespaces/x/modeldeployments/y/status", "modeldeployments/status"),
+            (
+                "/apis/lithe.dev/v1alpha1/namespaces/x/modeldeployments/y/status",
+                "modeldeployments/status",
+            ),
         ];
         for (path, kind) in rows {
             assert_eq!(kind_of(path), kind, "{path}");

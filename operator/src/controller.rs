@@ -84,7 +84,11 @@ async fn reconcile(context: &Context, model: Arc<ModelDeployment>) -> Result<(),
 
 /// Pods that wait for volumes tell their reason only in events, so those are asked for: of pods
 /// that wait for longer than [`MOUNT_PATIENCE`], one request each time the object is looked at.
-async fn mount_trouble(context: &Context, observed: &Observed, now: &Time) -> Vec<(String, String)> {
+async fn mount_trouble(
+    context: &Context,
+    observed: &Observed,
+    now: &Time,
+) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for pod in observed.serving.iter().chain(&observed.compressing) {
         if !waits_for_volumes(pod, now) {
@@ -96,7 +100,8 @@ async fn mount_trouble(context: &Context, observed: &Observed, now: &Time) -> Ve
         let Ok(events) = api.list(&ListParams::default().fields(&fields).limit(20)).await else {
             continue;
         };
-        let newest = events.items.iter().rfind(|event| event.reason.as_deref() == Some("FailedMount"));
+        let newest =
+            events.items.iter().rfind(|event| event.reason.as_deref() == Some("FailedMount"));
         if let Some(message) = newest.and_then(|event| event.message.clone()) {
             found.push((pod.name_any(), message));
         }
@@ -276,7 +281,8 @@ fn children<K>(
     let (api, cache, told) = (api::<K>(context, namespace), Arc::clone(cache), Arc::clone(context));
     let labels = labels.map(str::to_owned);
     tokio::spawn(async move {
-        follow(api, labels.as_deref(), cache, trim, |child, change| tell(&told, child, change)).await;
+        follow(api, labels.as_deref(), cache, trim, |child, change| tell(&told, child, change))
+            .await;
     });
 }
 

@@ -79,7 +79,8 @@ pub fn labels(model: &ModelDeployment) -> BTreeMap<String, String> {
 
 /// The labels by which the pods of `model` with `role` are selected.
 pub fn selector(model: &ModelDeployment, role: &str) -> BTreeMap<String, String> {
-    [(names::LABEL_UID.to_owned(), uid(model)), (names::LABEL_ROLE.to_owned(), role.to_owned())].into()
+    [(names::LABEL_UID.to_owned(), uid(model)), (names::LABEL_ROLE.to_owned(), role.to_owned())]
+        .into()
 }
 
 /// The metadata of the child `name` of `model`.

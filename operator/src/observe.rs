@@ -11,7 +11,7 @@ use kube::ResourceExt as _;
 use lithe::names::{LABEL_ROLE, ROLE_COMPRESS, ROLE_SERVE};
 use lithe::spec::ModelDeployment;
 
-use crate::cache::{Cache, owner_uid, own_uid};
+use crate::cache::{Cache, own_uid, owner_uid};
 
 /// Everything that the watches tell.
 pub struct Caches {

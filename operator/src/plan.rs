@@ -82,7 +82,9 @@ fn replicas(model: &ModelDeployment) -> i32 {
 /// The artifact that is served or rolled out: from the status, or, when that was lost, from the
 /// Deployment itself.
 fn last_good(observed: &Observed) -> Option<ArtifactStatus> {
-    if let Some(artifact) = observed.model.status.as_ref().and_then(|status| status.artifact.clone()) {
+    if let Some(artifact) =
+        observed.model.status.as_ref().and_then(|status| status.artifact.clone())
+    {
         return Some(artifact);
     }
     let deployment = observed.deployment.as_ref()?;

@@ -82,7 +82,9 @@ fn phase(
         (true, _) => Phase::Serving,
         (_, true) if progress.ready > 0 => Phase::Degraded,
         (_, true) => Phase::Failed,
-        _ if !plan.current && (plan.start.is_some() || matches!(plan.job, JobState::Running(_))) => {
+        _ if !plan.current
+            && (plan.start.is_some() || matches!(plan.job, JobState::Running(_))) =>
+        {
             Phase::Compressing
         }
         _ if plan.current => Phase::RollingOut,
@@ -198,5 +200,8 @@ fn job(
 fn address(observed: &Observed) -> Address {
     let model = observed.model.as_ref();
     let host = format!("{}.{}.svc", service::name(model), model.namespace().unwrap_or_default());
-    Address { http: format!("http://{host}:{}", service::HTTP), grpc: format!("{host}:{PORT_GRPC}") }
+    Address {
+        http: format!("http://{host}:{}", service::HTTP),
+        grpc: format!("{host}:{PORT_GRPC}"),
+    }
 }

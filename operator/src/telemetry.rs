@@ -9,13 +9,15 @@ use tracing_subscriber::{EnvFilter, Layer as _};
 use crate::config::Config;
 
 /// Starts logging; the provider, when there is one, must be shut down at the end.
-pub fn init(config: &Config) -> anyhow::Result<Option<opentelemetry_sdk::trace::SdkTracerProvider>> {
+pub fn init(
+    config: &Config,
+) -> anyhow::Result<Option<opentelemetry_sdk::trace::SdkTracerProvider>> {
     let filter = EnvFilter::try_new(&config.log)?;
     let logs = tracing_subscriber::fmt::layer().json().flatten_event(true).with_filter(filter);
     let provider = config.otlp_endpoint.as_ref().map(|endpoint| exporter(endpoint)).transpose()?;
-    let traces = provider
-        .as_ref()
-        .map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer("lithe-operator")));
+    let traces = provider.as_ref().map(|provider| {
+        tracing_opentelemetry::layer().with_tracer(provider.tracer("lithe-operator"))
+    });
     tracing_subscriber::registry().with(logs).with(traces).try_init()?;
     Ok(provider)
 }

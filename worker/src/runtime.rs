@@ -23,7 +23,9 @@ pub const IMAGE_LIBRARY: &str = "/usr/lib/lithe/libonnxruntime.so";
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
     /// The library is not there, or is not the one this program was built for.
-    #[error("load ONNX Runtime from {path} (set {ENV_LIBRARY} to libonnxruntime.so 1.31): {message}")]
+    #[error(
+        "load ONNX Runtime from {path} (set {ENV_LIBRARY} to libonnxruntime.so 1.31): {message}"
+    )]
     Library {
         /// The library's path.
         path: PathBuf,
@@ -85,9 +87,8 @@ fn environment() -> Result<&'static ort::environment::Environment, RuntimeError>
     ENVIRONMENT
         .get_or_init(|| {
             let path = library();
-            let built = ort::init_from(&path)
-                .map_err(|error| error.to_string())
-                .and_then(|builder| {
+            let built =
+                ort::init_from(&path).map_err(|error| error.to_string()).and_then(|builder| {
                     builder
                         .with_name("lithe")
                         .with_telemetry(false)
@@ -111,7 +112,8 @@ pub fn preload() -> Result<(), RuntimeError> {
 /// The version of the loaded library, such as `1.31.1`.
 pub fn version() -> Result<String, RuntimeError> {
     environment()?;
-    library_version(&library()).map_err(|message| RuntimeError::Library { path: library(), message })
+    library_version(&library())
+        .map_err(|message| RuntimeError::Library { path: library(), message })
 }
 
 // The binding asks the library for its version but does not tell it.

@@ -96,7 +96,9 @@ pub enum TensorError {
         seen: usize,
     },
     /// The strings' lengths lead beyond the data, or there are more or fewer of them than elements.
-    #[error("shape {shape:?} of BYTES has {want} elements, the data holds {seen} and {rest} bytes more")]
+    #[error(
+        "shape {shape:?} of BYTES has {want} elements, the data holds {seen} and {rest} bytes more"
+    )]
     Strings {
         /// The claimed shape.
         shape: Vec<usize>,
@@ -146,7 +148,10 @@ impl Tensor {
     }
 
     /// A tensor of strings.
-    pub fn from_strings<S: AsRef<[u8]>>(shape: Vec<usize>, items: &[S]) -> Result<Self, TensorError> {
+    pub fn from_strings<S: AsRef<[u8]>>(
+        shape: Vec<usize>,
+        items: &[S],
+    ) -> Result<Self, TensorError> {
         let mut data = Vec::new();
         for item in items {
             let item = item.as_ref();
@@ -183,7 +188,8 @@ impl Tensor {
         let mut rest = self.data.clone();
         while self.datatype == Datatype::Bytes && rest.len() >= 4 {
             let head = rest.split_to(4);
-            let length = head.iter().rev().fold(0_usize, |sum, byte| (sum << 8) | usize::from(*byte));
+            let length =
+                head.iter().rev().fold(0_usize, |sum, byte| (sum << 8) | usize::from(*byte));
             items.push(rest.split_to(length.min(rest.len())));
         }
         items

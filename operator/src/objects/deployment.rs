@@ -168,10 +168,7 @@ fn resources(model: &ModelDeployment) -> ResourceRequirements {
     );
     if let Some(accelerator) = &model.spec.placement.accelerator {
         let amount = Quantity(accelerator.count.to_string());
-        resources
-            .limits
-            .get_or_insert_default()
-            .insert(accelerator.resource.clone(), amount);
+        resources.limits.get_or_insert_default().insert(accelerator.resource.clone(), amount);
     }
     resources
 }

@@ -40,7 +40,10 @@ pub fn refused(spec: &ModelDeploymentSpec) -> Vec<Refused> {
 fn source(path: &str, uri: &str, refuse: &mut impl FnMut(&str, String)) {
     let scheme = uri.split("://").next().unwrap_or_default();
     if matches!(scheme, "hf" | "gs" | "az") {
-        refuse(path, format!("{scheme}:// cannot be fetched yet; use s3://, https://, oci:// or pvc://"));
+        refuse(
+            path,
+            format!("{scheme}:// cannot be fetched yet; use s3://, https://, oci:// or pvc://"),
+        );
     }
 }
 
@@ -80,7 +83,8 @@ fn serving(spec: &ModelDeploymentSpec, refuse: &mut impl FnMut(&str, String)) {
     let runtime = &spec.runtime;
     let accelerated = spec.placement.accelerator.is_some();
     if runtime.engine == Engine::TensorRT || (runtime.engine == Engine::Auto && accelerated) {
-        let seen = format!("{:?} cannot build TensorRT engines yet; use ONNXRuntime", runtime.engine);
+        let seen =
+            format!("{:?} cannot build TensorRT engines yet; use ONNXRuntime", runtime.engine);
         refuse("spec.runtime.engine", seen);
     }
     if runtime.batching.is_some() {
@@ -99,18 +103,25 @@ fn serving(spec: &ModelDeploymentSpec, refuse: &mut impl FnMut(&str, String)) {
         refuse("spec.rollout.strategy", "Canary is not there yet; use RollingUpdate".into());
     }
     if spec.rollout.analysis.is_some() {
-        refuse("spec.rollout.analysis", "belongs to Canary, which is not there yet; remove it".into());
+        refuse(
+            "spec.rollout.analysis",
+            "belongs to Canary, which is not there yet; remove it".into(),
+        );
     }
 }
 
 fn scaling(spec: &ModelDeploymentSpec, refuse: &mut impl FnMut(&str, String)) {
     let scaling = &spec.scaling;
     if scaling.latency.is_some() || scaling.mode() == ScalingMode::Latency {
-        let seen = "scaling on latency is not there yet; set minReplicas, or mode: External with an HPA";
+        let seen =
+            "scaling on latency is not there yet; set minReplicas, or mode: External with an HPA";
         refuse("spec.scaling.latency", seen.into());
     }
     if scaling.min_replicas == 0 {
-        refuse("spec.scaling.minReplicas", "0 needs the gateway, which is not there yet; use 1".into());
+        refuse(
+            "spec.scaling.minReplicas",
+            "0 needs the gateway, which is not there yet; use 1".into(),
+        );
     }
 }
 

@@ -58,12 +58,8 @@ pub fn job_state(observed: &Observed, request: &Digest) -> JobState {
             && job.annotations().get(ANNOTATION_REQUEST).is_some_and(|r| r == request.as_str())
     };
     let Some(job) = observed.jobs.iter().find(is_ours) else { return JobState::Absent };
-    let pods: Vec<&Pod> = observed
-        .compressing
-        .iter()
-        .map(AsRef::as_ref)
-        .filter(|pod| belongs(pod, job))
-        .collect();
+    let pods: Vec<&Pod> =
+        observed.compressing.iter().map(AsRef::as_ref).filter(|pod| belongs(pod, job)).collect();
     let outcome = pods.iter().find_map(|pod| outcome(pod));
     let ended = |kind: &str| {
         let conditions = job.status.as_ref().and_then(|status| status.conditions.as_ref());
@@ -79,7 +75,8 @@ pub fn job_state(observed: &Observed, request: &Digest) -> JobState {
         if let Some(Outcome::Refused(refusal)) = outcome {
             return JobState::Failed(refusal);
         }
-        let newest = pods.iter().filter_map(|pod| failure::of_pod(pod, &observed.mounts)).next_back();
+        let newest =
+            pods.iter().filter_map(|pod| failure::of_pod(pod, &observed.mounts)).next_back();
         return JobState::Failed(unexplained(condition, newest));
     }
     let held = pods.iter().find_map(|pod| failure::of_pod(pod, &observed.mounts));

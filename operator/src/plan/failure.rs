@@ -59,7 +59,8 @@ pub fn of_pod(pod: &Pod, mounts: &[(String, String)]) -> Option<PodFailure> {
         return Some(failure);
     }
     if let Some((_, words)) = mounts.iter().find(|(name, _)| *name == pod.name_any()) {
-        let kind = if words.contains("secret") { reason::SECRET_MISSING } else { reason::VOLUME_MISSING };
+        let kind =
+            if words.contains("secret") { reason::SECRET_MISSING } else { reason::VOLUME_MISSING };
         return Some(PodFailure::new(kind, words.clone()));
     }
     // Evicted pods, and those their node refused, have a reason of their own.
@@ -78,11 +79,20 @@ fn unscheduled(pod: &Pod) -> Option<PodFailure> {
     })?;
     let words = condition.message.clone().unwrap_or_default();
     Some(if words.contains("persistentvolumeclaim") {
-        PodFailure::new(reason::VOLUME_MISSING, format!("{words}; create or bind the claim named in the pvc:// address"))
-    } else if extended(pod).iter().any(|resource| words.contains(&format!("Insufficient {resource}"))) {
+        PodFailure::new(
+            reason::VOLUME_MISSING,
+            format!("{words}; create or bind the claim named in the pvc:// address"),
+        )
+    } else if extended(pod)
+        .iter()
+        .any(|resource| words.contains(&format!("Insufficient {resource}")))
+    {
         PodFailure::new(reason::INSUFFICIENT_ACCELERATORS, words)
     } else {
-        PodFailure::new(reason::UNSCHEDULABLE, format!("{words}; look at spec.placement and the requested resources"))
+        PodFailure::new(
+            reason::UNSCHEDULABLE,
+            format!("{words}; look at spec.placement and the requested resources"),
+        )
     })
 }
 
@@ -99,7 +109,10 @@ fn of_container(pod: &Pod, status: &ContainerStatus) -> Option<PodFailure> {
         let words = waiting.message.clone().unwrap_or_default();
         match waiting.reason.as_deref().unwrap_or_default() {
             "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull" => {
-                return Some(PodFailure::new(reason::IMAGE_PULL_FAILED, format!("image {}: {words}", status.image)));
+                return Some(PodFailure::new(
+                    reason::IMAGE_PULL_FAILED,
+                    format!("image {}: {words}", status.image),
+                ));
             }
             "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => {
                 return Some(PodFailure::new(reason::CONFIG_ERROR, words));
@@ -125,11 +138,21 @@ fn of_end(
     let last = said.lines().last().unwrap_or_default();
     let (reason, message) = if ended.reason.as_deref() == Some("OOMKilled") {
         let limit = memory_limit(pod, &status.name).unwrap_or_else(|| "none".into());
-        (reason::OOM_KILLED, format!("container {} was killed for its memory (limit {limit}); raise the memory limit", status.name))
+        (
+            reason::OOM_KILLED,
+            format!(
+                "container {} was killed for its memory (limit {limit}); raise the memory limit",
+                status.name
+            ),
+        )
     } else {
         let reason = if restarts > 0 { reason::CRASH_LOOP } else { reason::FAILED };
-        let times = if restarts > 0 { format!(" for the {}. time", restarts + 1) } else { String::new() };
-        (reason, format!("container {} ended with code {}{times}: {last}", status.name, ended.exit_code))
+        let times =
+            if restarts > 0 { format!(" for the {}. time", restarts + 1) } else { String::new() };
+        (
+            reason,
+            format!("container {} ended with code {}{times}: {last}", status.name, ended.exit_code),
+        )
     };
     PodFailure { reason, message, exit_code: Some(ended.exit_code) }
 }

@@ -43,7 +43,10 @@ pub fn news(
             kind: "Normal",
             reason: "CompressionStarted".into(),
             action: "Compress",
-            message: format!("{}: {why}", status.job.as_ref().map_or("Job", |job| job.name.as_str())),
+            message: format!(
+                "{}: {why}",
+                status.job.as_ref().map_or("Job", |job| job.name.as_str())
+            ),
         });
     }
     for (kind, action) in [
@@ -62,7 +65,10 @@ pub fn news(
                 | lithe::names::reason::ACCEPTED
         );
         // Pretended artifacts are no story.
-        let bench = plan.artifact.as_ref().is_some_and(|artifact| artifact.uri.starts_with("file:///bench/"));
+        let bench = plan
+            .artifact
+            .as_ref()
+            .is_some_and(|artifact| artifact.uri.starts_with("file:///bench/"));
         if !same && !quiet && !bench {
             let kind = if truth == "True" { "Normal" } else { "Warning" };
             news.push(News { kind, reason, action, message });
@@ -76,7 +82,8 @@ pub fn news(
 pub async fn publish(client: &Client, model: &ModelDeployment, news: News, now: &Time) {
     let namespace = model.namespace().unwrap_or_default();
     let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
-    let told = serde_json::json!([model.uid(), model.metadata.generation, news.reason, news.message]);
+    let told =
+        serde_json::json!([model.uid(), model.metadata.generation, news.reason, news.message]);
     let name = format!("{}.{}", model.name_any(), Digest::of_json(&told).short());
     let event = Event {
         metadata: ObjectMeta { name: Some(name), namespace: Some(namespace), ..Default::default() },

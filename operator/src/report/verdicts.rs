@@ -89,11 +89,17 @@ fn verified(plan: &Plan) -> Verdict {
         (Some(artifact), _) if plan.current => Verdict::new(
             true,
             reason::VERIFIED,
-            format!("{} ({}) passed every check", artifact.source, human_bytes(artifact.original_size)),
+            format!(
+                "{} ({}) passed every check",
+                artifact.source,
+                human_bytes(artifact.original_size)
+            ),
         ),
         (_, JobState::Failed(refusal)) => match about_source(&refusal.reason) {
             Some(known) => Verdict::new(false, known, words(refusal)),
-            None => Verdict::new(Truth::Unknown, reason::WAITING, "the Job ended before it could tell"),
+            None => {
+                Verdict::new(Truth::Unknown, reason::WAITING, "the Job ended before it could tell")
+            }
         },
         (_, JobState::Running(Some((held, message)))) if about_source(held).is_some() => {
             Verdict::new(false, held, message.clone())
@@ -101,7 +107,11 @@ fn verified(plan: &Plan) -> Verdict {
         _ if !plan.refused.is_empty() => {
             Verdict::new(Truth::Unknown, reason::WAITING, "waits for an accepted spec")
         }
-        _ => Verdict::new(Truth::Unknown, reason::IN_PROGRESS, "the Job fetches and checks the model"),
+        _ => Verdict::new(
+            Truth::Unknown,
+            reason::IN_PROGRESS,
+            "the Job fetches and checks the model",
+        ),
     }
 }
 
@@ -128,7 +138,11 @@ fn compressed(plan: &Plan) -> Verdict {
             return Verdict::new(false, reason::SERVING_ORIGINAL, why.clone());
         }
         if artifact.steps.is_empty() {
-            return Verdict::new(true, reason::NOT_REQUESTED, "no steps were asked; the verified original is served");
+            return Verdict::new(
+                true,
+                reason::NOT_REQUESTED,
+                "no steps were asked; the verified original is served",
+            );
         }
         let figures = [
             Some(artifact.sizes.clone()),
@@ -149,7 +163,9 @@ fn compressed(plan: &Plan) -> Verdict {
         JobState::Unreadable(name) => Verdict::new(
             false,
             reason::IN_PROGRESS,
-            format!("the result of Job {name} was lost; it runs again and finds its artifact in the store"),
+            format!(
+                "the result of Job {name} was lost; it runs again and finds its artifact in the store"
+            ),
         ),
         _ if !plan.refused.is_empty() => {
             Verdict::new(false, reason::WAITING, "waits for an accepted spec")
@@ -201,10 +217,18 @@ fn progressing(
     };
     if progress.done && serves(observed, artifact) {
         let count = progress.ready;
-        return Verdict::new(true, reason::ROLLED_OUT, format!("{count} of {count} pods serve {}", artifact.short_digest));
+        return Verdict::new(
+            true,
+            reason::ROLLED_OUT,
+            format!("{count} of {count} pods serve {}", artifact.short_digest),
+        );
     }
     if let Some(words) = &progress.refused {
-        let kind = if words.contains("exceeded quota") { reason::QUOTA_EXCEEDED } else { reason::WRITE_REFUSED };
+        let kind = if words.contains("exceeded quota") {
+            reason::QUOTA_EXCEEDED
+        } else {
+            reason::WRITE_REFUSED
+        };
         return Verdict::new(false, kind, words.clone());
     }
     let trouble = observed.serving.iter().find_map(|pod| failure::of_pod(pod, &observed.mounts));
@@ -212,23 +236,37 @@ fn progressing(
         (Surge::Hold, Some(trouble)) => Verdict::new(
             false,
             trouble.reason,
-            format!("{}; the only pod goes on serving. Set spec.rollout.maxUnavailable: 1 to let it go first", trouble.message),
+            format!(
+                "{}; the only pod goes on serving. Set spec.rollout.maxUnavailable: 1 to let it go first",
+                trouble.message
+            ),
         ),
         (Surge::OneLess { asked: false }, Some(trouble)) => Verdict::new(
             true,
             reason::IN_PROGRESS,
-            format!("no spare accelerator ({}): one pod less while pods are replaced (maxSurge 0)", trouble.message),
+            format!(
+                "no spare accelerator ({}): one pod less while pods are replaced (maxSurge 0)",
+                trouble.message
+            ),
         ),
         (_, Some(trouble)) => Verdict::new(false, trouble.reason, trouble.message),
         (_, None) if progress.stuck => Verdict::new(
             false,
             reason::DEADLINE_EXCEEDED,
-            format!("no pod became ready within spec.rollout.progressDeadline ({})", observed.model.spec.rollout.progress_deadline),
+            format!(
+                "no pod became ready within spec.rollout.progressDeadline ({})",
+                observed.model.spec.rollout.progress_deadline
+            ),
         ),
         (_, None) => Verdict::new(
             true,
             reason::IN_PROGRESS,
-            format!("{} of {} pods serve {}", progress.updated.min(progress.ready), plan.replicas, artifact.short_digest),
+            format!(
+                "{} of {} pods serve {}",
+                progress.updated.min(progress.ready),
+                plan.replicas,
+                artifact.short_digest
+            ),
         ),
     }
 }
@@ -264,10 +302,14 @@ fn scaling(observed: &Observed, plan: &Plan) -> Verdict {
         ScalingMode::External => {
             Verdict::new(true, reason::EXTERNAL, "the scale subresource sets the number of pods")
         }
-        ScalingMode::Fixed => {
-            Verdict::new(true, reason::FIXED, format!("spec.scaling.minReplicas asks for {}", plan.replicas))
+        ScalingMode::Fixed => Verdict::new(
+            true,
+            reason::FIXED,
+            format!("spec.scaling.minReplicas asks for {}", plan.replicas),
+        ),
+        ScalingMode::Latency => {
+            Verdict::new(false, reason::UNSUPPORTED, "scaling on latency is not there yet")
         }
-        ScalingMode::Latency => Verdict::new(false, reason::UNSUPPORTED, "scaling on latency is not there yet"),
     }
 }
 

@@ -1,0 +1,20 @@
+//! `cargo e2e bench NAME`: figures beside a limit or a peer, printed for people or as JSON lines.
+
+pub mod operator;
+
+use anyhow::Result;
+use clap::ValueEnum;
+
+/// What can be measured.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Bench {
+    /// Time, processor, memory and requests of the operator for many ModelDeployments.
+    Operator,
+}
+
+/// Measures `what`.
+pub fn bench(what: Bench, json: bool) -> Result<()> {
+    match what {
+        Bench::Operator => operator::bench(json),
+    }
+}
