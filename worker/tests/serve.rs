@@ -484,6 +484,38 @@ async fn a_late_or_abandoned_request_runs_no_kernel() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn requests_in_flight_at_the_end_are_answered() {
+    let gate = Gate::new(false);
+    let running = empty(LIMITS, 1 << 20).await;
+    running.load(gate.clone()).await.unwrap();
+    let (http, admin) = (running.http, running.admin);
+    let client = grpc(&running).await;
+    let body = json!({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}]});
+    let mut waiting = Vec::new();
+    for _ in 0..4 {
+        let (mut grpc, body) = (client.clone(), body.to_string());
+        waiting.push(tokio::spawn(async move { grpc.model_infer(one()).await.is_ok() }));
+        waiting.push(tokio::spawn(async move {
+            let url = format!("http://{http}/v2/models/m/infer");
+            answer(support::client().post(url).body(body)).await.status == 200
+        }));
+    }
+    let in_flight = || async {
+        let text = get(admin, "/metrics").await.body;
+        String::from_utf8(text.to_vec()).unwrap().contains("lithe_requests_in_flight 8\n")
+    };
+    while !in_flight().await {}
+    let drain = Drain { delay: Duration::ZERO, deadline: Duration::from_secs(60) };
+    let draining = tokio::spawn(running.drain(drain));
+    while tokio::net::TcpStream::connect(http).await.is_ok() {}
+    gate.set(true);
+    for waiting in waiting {
+        assert!(waiting.await.unwrap(), "a request was lost");
+    }
+    assert!(draining.await.unwrap(), "the drain was not clean");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_never_ends_does_not_hold_up_the_end() {
     let gate = Gate::new(false);
     let running = empty(LIMITS, 1 << 20).await;
@@ -548,7 +580,7 @@ async fn exit_code(process: &mut Process) -> Option<i32> {
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_under_load_loses_no_request() {
     let ports = [free_port(), free_port(), free_port()];
-    let mut process = program(ports, "1s").await;
+    let mut process = program(ports, "5s").await;
     let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
     let channel = tonic::transport::Channel::from_shared(format!("http://127.0.0.1:{}", ports[1]));
     let channel = channel.unwrap().connect().await.unwrap();
@@ -579,7 +611,7 @@ async fn sigterm_under_load_loses_no_request() {
     let url = format!("http://127.0.0.1:{}/readyz", ports[2]);
     while client().get(&url).send().await.unwrap().status().is_success() {}
     let before = done.load(Ordering::SeqCst);
-    until("requests in the drain", || done.load(Ordering::SeqCst) > before + 200).await;
+    until("requests in the drain", || done.load(Ordering::SeqCst) > before + 50).await;
     stop.store(true, Ordering::SeqCst);
     for client in clients {
         client.await.unwrap();

@@ -9,7 +9,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
 /// Connections of one port: each costs some 20 KiB while idle.
@@ -48,37 +48,38 @@ pub async fn listen(listener: TcpListener, router: Router, mut stop: watch::Rece
             Some(_) = connections.join_next() => continue,
             () = stopped(&mut stop) => break,
         };
-        let Some((stream, place)) = accepted else { continue };
-        let (builder, router, stop) = (builder.clone(), router.clone(), stop.clone());
-        connections.spawn(async move {
-            connection(&builder, stream, router, stop).await;
-            drop(place);
-        });
+        connections.spawn(connection(builder.clone(), accepted, router.clone(), stop.clone()));
+    }
+    // Who connected already, and was not accepted yet, is served as well.
+    while let Ok(accepted) = tokio::time::timeout(Duration::ZERO, accept(&listener, &places)).await {
+        connections.spawn(connection(builder.clone(), accepted, router.clone(), stop.clone()));
     }
     // No more connections; those that are open end by themselves.
     drop(listener);
     while connections.join_next().await.is_some() {}
 }
 
-async fn accept(
-    listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
-    let place = places.clone().acquire_owned().await.ok()?;
-    match listener.accept().await {
-        Ok((stream, _)) => Some((stream, place)),
-        Err(error) => {
-            // Out of descriptors, for example: some will be free soon.
-            tracing::warn!(%error, "accept");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            None
+/// A connection and its place among [`CONNECTIONS`].
+type Accepted = (TcpStream, OwnedSemaphorePermit);
+
+async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> Accepted {
+    loop {
+        // The semaphore is never closed.
+        let Ok(place) = places.clone().acquire_owned().await else { std::future::pending().await };
+        match listener.accept().await {
+            Ok((stream, _)) => return (stream, place),
+            Err(error) => {
+                // Out of descriptors, for example: some will be free soon.
+                tracing::warn!(%error, "accept");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
         }
     }
 }
 
 async fn connection(
-    builder: &Builder<TokioExecutor>,
-    stream: TcpStream,
+    builder: Arc<Builder<TokioExecutor>>,
+    (stream, _place): Accepted,
     router: Router,
     mut stop: watch::Receiver<bool>,
 ) {

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, HeaderValue, Request, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Request, StatusCode, Version, header};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde_json::{Value, json};
@@ -41,7 +42,23 @@ pub fn router(server: Arc<Server>) -> Router {
             .route(&format!("{model}/stats"), get(model_statistics))
             .route(&format!("{model}/infer"), post(infer));
     }
-    router.fallback(unknown).method_not_allowed_fallback(wrong_method).with_state(server)
+    let draining = server.clone();
+    router
+        .fallback(unknown)
+        .method_not_allowed_fallback(wrong_method)
+        .with_state(server)
+        .layer(middleware::from_fn(move |request, next| send_away(draining.clone(), request, next)))
+}
+
+/// While the server drains, its HTTP/1 clients are told to connect anew, and so elsewhere: a
+/// request on a kept connection would cross with its end.
+async fn send_away(server: Arc<Server>, request: Request<Body>, next: Next) -> Response {
+    let told = request.version() <= Version::HTTP_11;
+    let mut response = next.run(request).await;
+    if told && server.draining() {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 /// JSON with the content type that clients compare literally.

@@ -100,6 +100,11 @@ impl Server {
         self.state.load(Ordering::SeqCst) == READY
     }
 
+    /// Whether the server is about to end.
+    pub fn draining(&self) -> bool {
+        self.state.load(Ordering::SeqCst) == DRAINING
+    }
+
     /// The model's state in Triton's words.
     pub fn state(&self) -> &'static str {
         match self.state.load(Ordering::SeqCst) {

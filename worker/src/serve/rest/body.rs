@@ -4,7 +4,7 @@
 use std::io::{Read, Write};
 use std::time::Duration;
 
-use axum::body::{Body, Bytes};
+use axum::body::{Body, BodyDataStream, Bytes};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use flate2::Compression;
@@ -17,6 +17,9 @@ use crate::serve::error::InferError;
 
 /// How long a client may take to send one request.
 const SEND_TIME: Duration = Duration::from_secs(60);
+/// How many times the limit of a body that is too large is read and thrown away, and for how long.
+const DISCARD: usize = 4;
+const DISCARD_TIME: Duration = Duration::from_secs(5);
 /// Answers below this size gain nothing from compression.
 const COMPRESS_FROM: usize = 1024;
 
@@ -40,12 +43,15 @@ pub async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes
             return Err(InferError::Invalid(text));
         }
     };
-    let claimed = text(headers, header::CONTENT_LENGTH).and_then(|length| length.parse().ok());
-    if claimed.is_some_and(|length: usize| length > limit) {
-        return Err(too_large(limit));
-    }
     let late = |_| InferError::Deadline(format!("the request took longer than {SEND_TIME:?} to arrive"));
-    let body = tokio::time::timeout(SEND_TIME, collect(body, limit)).await.map_err(late)??;
+    let mut stream = body.into_data_stream();
+    let body = tokio::time::timeout(SEND_TIME, collect(&mut stream, limit)).await.map_err(late)?;
+    if let Err(InferError::TooLarge(_)) = body {
+        // Who still sends does not read: an answer now would be lost with the connection.
+        let rest = discard(&mut stream, limit.saturating_mul(DISCARD));
+        let _ = tokio::time::timeout(DISCARD_TIME, rest).await;
+    }
+    let body = body?;
     match coding {
         None => Ok(body),
         Some(coding) => tokio::task::spawn_blocking(move || decompress(coding, &body, limit))
@@ -62,26 +68,37 @@ fn too_large(limit: usize) -> InferError {
     InferError::TooLarge(format!("the request is larger than {limit} bytes"))
 }
 
-async fn collect(body: Body, limit: usize) -> Result<Bytes, InferError> {
-    let mut stream = body.into_data_stream();
-    let broken = |error: axum::Error| InferError::Invalid(format!("the request broke off: {error}"));
-    let Some(first) = stream.next().await.transpose().map_err(broken)? else {
-        return Ok(Bytes::new());
-    };
-    if first.len() > limit {
-        return Err(too_large(limit));
-    }
-    let Some(second) = stream.next().await.transpose().map_err(broken)? else { return Ok(first) };
-    let mut all = Vec::from(first);
-    let mut next = Some(second);
-    while let Some(chunk) = next {
-        if all.len().saturating_add(chunk.len()) > limit {
+async fn collect(stream: &mut BodyDataStream, limit: usize) -> Result<Bytes, InferError> {
+    let mut all = Vec::new();
+    let mut only = Bytes::new();
+    while let Some(chunk) = stream.next().await {
+        let chunk = chunk
+            .map_err(|error| InferError::Invalid(format!("the request broke off: {error}")))?;
+        let before = all.len().max(only.len());
+        if before.saturating_add(chunk.len()) > limit {
             return Err(too_large(limit));
         }
+        // A body that came in one piece is not copied.
+        if before == 0 {
+            only = chunk;
+            continue;
+        }
+        if all.is_empty() {
+            all.extend_from_slice(&std::mem::take(&mut only));
+        }
         all.extend_from_slice(&chunk);
-        next = stream.next().await.transpose().map_err(broken)?;
     }
-    Ok(all.into())
+    Ok(if all.is_empty() { only } else { all.into() })
+}
+
+async fn discard(stream: &mut BodyDataStream, most: usize) {
+    let mut seen = 0_usize;
+    while let Some(Ok(chunk)) = stream.next().await {
+        seen = seen.saturating_add(chunk.len());
+        if seen > most {
+            return;
+        }
+    }
 }
 
 fn decompress(coding: Coding, body: &[u8], limit: usize) -> Result<Bytes, InferError> {
