@@ -326,10 +326,10 @@ async fn open_object(store: &object::Store, uri: &str, folder: &str) -> Result<O
 }
 
 /// All of `stream`, which must be the model that `manifest` describes.
-async fn collect<E: std::error::Error>(
+async fn collect(
     uri: &str,
     manifest: &Manifest,
-    stream: impl futures::Stream<Item = Result<bytes::Bytes, E>>,
+    stream: impl futures::Stream<Item = Result<bytes::Bytes, StoreError>>,
 ) -> Result<Vec<u8>, StoreError> {
     let what = format!("{uri} ({MODEL_FILE})");
     let size = manifest.model.size;
@@ -344,10 +344,7 @@ async fn collect<E: std::error::Error>(
     }
     futures::pin_mut!(stream);
     while let Some(chunk) = stream.next().await {
-        let chunk = chunk.map_err(|error| StoreError::Unavailable {
-            what: what.clone(),
-            why: super::error::chain(&error),
-        })?;
+        let chunk = chunk?;
         if (model.len() + chunk.len()) as u64 > size {
             return Err(StoreError::TooLarge { what, limit: size });
         }

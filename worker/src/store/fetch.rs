@@ -167,10 +167,10 @@ impl Sink {
     ///
     /// # Errors
     /// When the peer is silent, slow, brings more than allowed or breaks off; when the disk is full.
-    pub async fn take<E: std::error::Error>(
+    pub async fn take(
         &mut self,
         size: Option<u64>,
-        stream: impl Stream<Item = Result<Bytes, E>>,
+        stream: impl Stream<Item = Result<Bytes, StoreError>>,
     ) -> Result<(), StoreError> {
         self.expect(size)?;
         let unavailable = |what: &str, why: String| StoreError::Unavailable { what: what.into(), why };
@@ -180,8 +180,7 @@ impl Sink {
             let silent = |_| unavailable(&self.what, format!("it was silent for {SILENCE:?}"));
             let next = tokio::time::timeout(SILENCE, stream.next()).await.map_err(silent)?;
             let Some(chunk) = next else { break };
-            let chunk = chunk
-                .map_err(|error| unavailable(&self.what, super::error::chain(&error)))?;
+            let chunk = chunk?;
             if pace.too_slow(Instant::now(), chunk.len() as u64) {
                 let why = format!("it sent less than {SLOWEST} bytes in {WINDOW:?}");
                 return Err(unavailable(&self.what, why));

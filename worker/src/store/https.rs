@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use futures::TryStreamExt as _;
 use http::header::{AUTHORIZATION, LOCATION};
 use reqwest::{Certificate, Response, Url, redirect};
 
@@ -41,7 +42,11 @@ pub async fn get(
             return Err(StoreError::status(&shown(&at), status, ""));
         }
         let size = response.content_length();
-        return sink.take(size, response.bytes_stream()).await;
+        let what = shown(&at);
+        let stream = response.bytes_stream().map_err(|error| {
+            StoreError::Unavailable { what: what.clone(), why: chain(&error.without_url()) }
+        });
+        return sink.take(size, stream).await;
     }
     let why = format!("more than {HOPS} redirects");
     Err(StoreError::Forbidden { what: shown(url), why })

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::stream::BoxStream;
+use futures::{Stream, TryStreamExt as _};
 use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::buffered::BufWriter;
@@ -130,20 +130,20 @@ fn path(what: &str, key: &str) -> Result<Path, StoreError> {
 pub async fn get(store: &Store, what: &str, key: &str, sink: &mut Sink) -> Result<(), StoreError> {
     let result = store.get(&path(what, key)?).await.map_err(|error| map(what, &error))?;
     let size = result.meta.size;
-    sink.take(Some(size), result.into_stream()).await
+    sink.take(Some(size), result.into_stream().map_err(|error| map(what, &error))).await
 }
 
 /// The bytes of the object `key` as they come.
 ///
 /// # Errors
 /// Whatever the store or the network say.
-pub async fn stream(
+pub async fn stream<'a>(
     store: &Store,
-    what: &str,
+    what: &'a str,
     key: &str,
-) -> Result<BoxStream<'static, object_store::Result<Bytes>>, StoreError> {
+) -> Result<impl Stream<Item = Result<Bytes, StoreError>> + use<'a>, StoreError> {
     let result = store.get(&path(what, key)?).await.map_err(|error| map(what, &error))?;
-    Ok(result.into_stream())
+    Ok(result.into_stream().map_err(move |error| map(what, &error)))
 }
 
 /// The whole object `key`, of at most `limit` bytes; `None` when there is none.

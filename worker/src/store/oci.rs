@@ -4,10 +4,11 @@
 use std::path::Path;
 use std::time::Duration;
 
-use futures::TryStreamExt as _;
+use bytes::Bytes;
+use futures::{Stream, TryStreamExt as _};
 use lithe::Digest;
 use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
-use oci_client::errors::{OciDistributionError, OciErrorCode};
+use oci_client::errors::{DigestError, OciDistributionError, OciErrorCode};
 use oci_client::manifest::{OCI_IMAGE_MEDIA_TYPE, OciDescriptor, OciImageManifest};
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference};
@@ -129,13 +130,15 @@ impl Registry {
         &self,
         repository: &str,
         blob: &OciDescriptor,
-    ) -> Result<oci_client::client::SizedStream, StoreError> {
+    ) -> Result<impl Stream<Item = Result<Bytes, StoreError>> + use<>, StoreError> {
         let version = Version::Tag("blob".into());
         let reference = self.reference(repository, &version);
         // Other addresses of the blob, which the registry may name, are nobody's business.
         let blob = OciDescriptor { urls: None, ..blob.clone() };
         let what = format!("oci://{}/{repository}@{}", self.host, blob.digest);
-        self.client.pull_blob_stream(&reference, &blob).await.map_err(|error| map(&what, error))
+        let pulled = self.client.pull_blob_stream(&reference, &blob).await;
+        let pulled = pulled.map_err(|error| map(&what, error))?;
+        Ok(pulled.stream.map_err(move |error| broken(&what, error)))
     }
 
     /// All of a small `blob`, verified.
@@ -147,10 +150,10 @@ impl Registry {
         if u64::try_from(blob.size).map_or(true, |size| size > SMALL) {
             return Err(StoreError::TooLarge { what, limit: SMALL });
         }
-        let mut stream = self.blob(repository, blob).await?;
+        let stream = self.blob(repository, blob).await?;
+        futures::pin_mut!(stream);
         let mut bytes = Vec::new();
-        let broken = |error: std::io::Error| StoreError::Unavailable { what: what.clone(), why: chain(&error) };
-        while let Some(chunk) = stream.try_next().await.map_err(broken)? {
+        while let Some(chunk) = stream.try_next().await? {
             bytes.extend_from_slice(&chunk);
             if bytes.len() as u64 > SMALL {
                 return Err(StoreError::TooLarge { what, limit: SMALL });
@@ -227,6 +230,17 @@ fn split(host: &str, default: u16) -> (&str, u16) {
         Some((name, Ok(port))) => (name, port),
         _ => (host, default),
     }
+}
+
+/// The error of a stream: other bytes than the digest says are no reason to try again.
+fn broken(what: &str, error: std::io::Error) -> StoreError {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<DigestError>());
+    if let Some(DigestError::VerificationError { expected, actual }) = inner {
+        if let (Ok(wanted), Ok(seen)) = (expected.parse(), actual.parse()) {
+            return StoreError::Digest { what: what.to_owned(), wanted, seen };
+        }
+    }
+    StoreError::Unavailable { what: what.to_owned(), why: chain(&error) }
 }
 
 fn map(what: &str, error: OciDistributionError) -> StoreError {
