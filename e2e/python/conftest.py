@@ -27,9 +27,14 @@ def setting(name: str, meaning: str, default: str | None = None) -> str:
     return value
 
 
-def session(model: Path | str, threads: int = 0) -> onnxruntime.InferenceSession:
-    """ONNX Runtime on a model file, on the CPU. `threads` 0 leaves the number to ONNX Runtime."""
+def session(model: Path | str, threads: int = 0, fused: bool = True) -> onnxruntime.InferenceSession:
+    """ONNX Runtime on a model file, on the CPU. `threads` 0 leaves the number to ONNX Runtime.
+
+    Without `fused` every node runs as it stands in the file.
+    """
     options = onnxruntime.SessionOptions()
+    if not fused:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -96,20 +96,17 @@ def compress(
     return json.loads((out / "manifest.json").read_text())
 
 
-def last_output(model: Path, samples: dict[str, np.ndarray], batch: int = 1) -> np.ndarray:
-    """The last output on all samples, in batches.
+def last_output(model: Path, samples: dict[str, np.ndarray], fused: bool = True) -> np.ndarray:
+    """The last output on all samples, one by one.
 
-    One by one as a rule: dynamic int8 takes one activation range over the whole batch, so the
-    neighbours of a sample change its answer.
+    Dynamic int8 takes one activation range over the whole batch, so in a batch the neighbours of a
+    sample would change its answer.
     """
-    runner = session(model)
+    runner = session(model, fused=fused)
     name = runner.get_outputs()[-1].name
     count = len(next(iter(samples.values())))
-    parts = [
-        runner.run([name], {key: rows[at : at + batch] for key, rows in samples.items()})[0]
-        for at in range(0, count, batch)
-    ]
-    return np.concatenate(parts)
+    single = ({key: rows[at : at + 1] for key, rows in samples.items()} for at in range(count))
+    return np.concatenate([runner.run([name], one)[0] for one in single])
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -219,10 +216,11 @@ def test_dynamic_int8_is_onnxruntimes_bit_for_bit(name: str, tmp_path: Path):
     assert [shape for shape, _, _ in seen] == [shape for shape, _, _ in wanted]
     assert seen == wanted, "weights or scales differ"
 
-    samples = {key: rows[:64] for key, rows in source.samples().items()}
-    wanted, seen = last_output(unsigned_like(ours, theirs), samples), last_output(ours, samples)
-    # The weights are the same bits; the order of float multiplications around them may differ.
-    np.testing.assert_allclose(seen, wanted, rtol=1e-5, atol=1e-5)
+    # Without fusions, which depend on what else is in the file and move the last bit of an
+    # activation over a rounding edge, the graphs compute the same bits too.
+    samples = {key: rows[:32] for key, rows in source.samples().items()}
+    wanted = last_output(unsigned_like(ours, theirs), samples, fused=False)
+    np.testing.assert_array_equal(last_output(ours, samples, fused=False), wanted)
 
 
 def test_minilm_is_at_most_17_7_mb_with_cosine_0_997_on_1000_sentences(
@@ -319,8 +317,9 @@ def batch_normalizations(graph: onnx.GraphProto) -> int:
 def test_optimize_keeps_what_every_model_of_the_zoo_computes(member: Member, tmp_path: Path, figure: Figure):
     model, out = member.make(tmp_path), tmp_path / "out"
     done = run(model, {"steps": [OPTIMIZE]}, out)
-    if not member.matches and done.returncode == REFUSED:
-        assert "optimize" in done.stderr
+    if member.unservable:
+        assert done.returncode == REFUSED
+        assert member.unservable in done.stderr
         return
     assert done.returncode == 0, f"exit code {done.returncode}\n{done.stderr[-2000:]}"
     inputs = member.inputs(np.random.default_rng(11))
@@ -343,13 +342,14 @@ def same(wanted: object, seen: object) -> None:
     """Fails unless two outputs agree within 1e-5 of the largest value.
 
     Relative to the largest: folding scales into weights moves every sum's rounding, and outputs
-    near zero are differences of large terms.
+    near zero are differences of large terms. 2e-7 more is the resolution of ONNX Runtime's Sigmoid,
+    which answers in steps near 6e-8 however small the value.
     """
     if not isinstance(wanted, np.ndarray) or wanted.dtype.kind != "f":
         assert np.array_equal(wanted, seen) if isinstance(wanted, np.ndarray) else wanted == seen
         return
     assert np.isfinite(wanted).all(), "the test's own model overflows"
-    np.testing.assert_allclose(seen, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    np.testing.assert_allclose(seen, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max() + 2e-7)
 
 
 @pytest.mark.parametrize(("name", "metric"), [("minilm", "Cosine"), ("minilm", "Agreement")])
@@ -361,7 +361,7 @@ def test_a_gate_that_fails_names_gate_bound_and_figure(name: str, metric: str, t
     assert done.returncode == GATE_FAILED, done.stderr[-2000:]
     [line] = [line for line in done.stderr.splitlines() if "minimum" in line]
     assert "0.9999999" in line
-    assert re.search(r"0\.9\d{2,}", line.replace("0.9999999", "")), f"no measured figure in: {line}"
+    assert re.search(r"0\.\d{2,}", line.replace("0.9999999", "")), f"no measured figure in: {line}"
 
 
 def test_a_gate_that_holds_is_in_the_manifest(minilm: Example, tmp_path: Path):

@@ -33,8 +33,8 @@ class Member:
     name: str
     make: Callable[[Path], Path]
     inputs: Callable[[np.random.Generator], Inputs]
-    matches: bool = True
-    """Whether a clean-up of the graph finds anything to do."""
+    unservable: str = ""
+    """The output that no protocol of ours can carry, where there is one."""
 
 
 def package_file(package: str, path: str) -> Path:
@@ -132,6 +132,6 @@ ZOO = [
     Member("vad_if", taken("silero-vad", VOICE + "silero_vad.onnx"), speech((2, 1, 128), rate=True)),
     Member("vad_if_inner", taken("silero-vad", VOICE + "silero_vad_16k_op15.onnx"), speech((2, 1, 128), rate=True)),
     Member("vad_lstm", taken("silero-vad", VOICE + "silero_vad_openvino_16k.onnx"), speech((2, 1, 128), rate=False)),
-    Member("logreg", taken("onnxruntime", "onnxruntime/datasets/logreg_iris.onnx"), floats("float_input", 3, 2), matches=False),
-    Member("sigmoid", taken("onnxruntime", "onnxruntime/datasets/sigmoid.onnx"), floats("x", 3, 4, 5), matches=False),
+    Member("logreg", taken("onnxruntime", "onnxruntime/datasets/logreg_iris.onnx"), floats("float_input", 3, 2), unservable="probabilities"),
+    Member("sigmoid", taken("onnxruntime", "onnxruntime/datasets/sigmoid.onnx"), floats("x", 3, 4, 5)),
 ]  # fmt: skip
