@@ -4,12 +4,12 @@ use std::io::IsTerminal as _;
 use std::time::Instant;
 
 use clap::{Parser, Subcommand};
-use lithe_worker::{job, process, serve};
+use lithe_worker::{compress, job, process, serve};
 use tracing_subscriber::EnvFilter;
 
 /// Compresses ONNX models and serves them.
 #[derive(Parser)]
-#[command(version)]
+#[command(name = "lithe-worker", version)]
 struct Arguments {
     /// What is logged, such as `info` or `lithe_worker=debug`.
     #[arg(long, global = true, env = "LITHE_LOG", default_value = "info")]
@@ -22,8 +22,11 @@ struct Arguments {
 enum Verb {
     /// Serve a model until SIGTERM.
     Serve(Box<serve::Options>),
-    /// Compress a model as a recipe says.
+    /// Compress a model by a recipe: into a folder, or into the artifact store.
     Compress(Box<job::Options>),
+    /// Load a model once under limits; `compress` starts it.
+    #[command(hide = true)]
+    Trial(compress::trial::Args),
 }
 
 fn main() {
@@ -33,21 +36,24 @@ fn main() {
     log(&arguments.log);
     // An earlier provider would be as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let empty = process::leave_directory();
-    if let Err(error) = &empty {
-        tracing::warn!(%error, "no empty working directory");
-    }
     let code = match arguments.verb {
-        Verb::Serve(options) => serve::main(*options, born),
-        Verb::Compress(options) => job::main(*options, compress),
+        Verb::Trial(limits) => compress::trial::child(&limits),
+        Verb::Serve(options) => confined(|| serve::main(*options, born)),
+        Verb::Compress(options) => match options.laptop() {
+            Some(arguments) => compress::cli::run(&arguments),
+            None => confined(|| job::main(*options, job::compress)),
+        },
     };
-    drop(empty);
     std::process::exit(code);
 }
 
-// SEAM: replaced by the compressor when it is merged.
-fn compress(_: &job::Work) -> Result<lithe::artifact::Manifest, job::JobError> {
-    Err(job::JobError::Failed("this build has no compressor".into()))
+/// Runs `verb` in an empty working directory.
+fn confined(verb: impl FnOnce() -> i32) -> i32 {
+    let empty = compress::confine::enter_empty_directory();
+    if let Err(error) = &empty {
+        tracing::warn!(%error, "no empty working directory");
+    }
+    verb()
 }
 
 /// Logs to stderr: for people on a terminal, as JSON elsewhere.

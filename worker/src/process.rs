@@ -1,12 +1,11 @@
-//! What the process gives up before it touches a model: core dumps, the runtime's telemetry, and a
-//! working directory with files in it (the runtime opens external data relative to it).
+//! What the process gives up before it touches a model: core dumps and the runtime's telemetry.
 
 use std::io;
 use std::path::PathBuf;
 
 use crate::runtime::ENV_LIBRARY;
 
-/// An absolute path, so that it still leads there after [`leave_directory`].
+/// An absolute path, so that it still leads there from another working directory.
 ///
 /// # Errors
 /// When `text` is empty.
@@ -31,14 +30,4 @@ pub fn harden() {
             std::env::set_var(ENV_LIBRARY, library);
         }
     }
-}
-
-/// Makes an empty folder the working directory; it lasts as long as the returned handle.
-///
-/// # Errors
-/// When no folder can be made.
-pub fn leave_directory() -> io::Result<tempfile::TempDir> {
-    let empty = tempfile::Builder::new().prefix("lithe-empty-").tempdir()?;
-    std::env::set_current_dir(empty.path())?;
-    Ok(empty)
 }

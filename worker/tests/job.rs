@@ -2,13 +2,18 @@
 //! every failure told to the operator with its exit code.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+mod support;
+
 use std::path::Path;
 
 use clap::Parser;
 use lithe::Digest;
 use lithe::artifact::*;
 use lithe::names::reason;
-use lithe_worker::job::{self, JobError, Options, Work};
+use lithe::recipe::artifact_key;
+use lithe_worker::compress::{Compressed, Error, Request, VERSION, output};
+use lithe_worker::job::{self, Options};
+use lithe_worker::onnx;
 
 #[derive(Parser)]
 struct Arguments {
@@ -21,15 +26,17 @@ fn options(arguments: &[&str]) -> Options {
 }
 
 /// Keeps the model as it is.
-fn copy(work: &Work) -> Result<Manifest, JobError> {
-    let model = std::fs::read(&work.model).unwrap();
-    std::fs::write(work.out.join(MODEL_FILE), &model).unwrap();
-    Ok(Manifest {
+fn copy(request: &Request) -> Result<Compressed, Error> {
+    let loaded = onnx::load(&request.model, &request.budget).unwrap();
+    let model = std::fs::read(&request.model).unwrap();
+    let digest = |path: &Path| Digest::of(std::fs::read(path).unwrap());
+    let data = request.data.as_deref().map(digest);
+    let manifest = Manifest {
         schema: MANIFEST_SCHEMA.into(),
-        key: work.key.clone(),
-        source: Source { digest: work.source.clone(), size: model.len() as u64, parameters: 1, opset: 17 },
-        data: work.data_digest.clone(),
-        recipe: work.recipe.clone(),
+        key: artifact_key(&loaded.digest, data.as_ref(), &request.recipe.digest(), VERSION),
+        source: Source { digest: loaded.digest, size: loaded.size, parameters: 1, opset: 17 },
+        data,
+        recipe: request.recipe.clone(),
         model: File { name: MODEL_FILE.into(), digest: Digest::of(&model), size: model.len() as u64 },
         inputs: vec![],
         outputs: vec![],
@@ -37,41 +44,36 @@ fn copy(work: &Work) -> Result<Manifest, JobError> {
         evaluation: None,
         gates: vec![],
         environment: Environment::default(),
-    })
+    };
+    let written = output::write(&request.out, &model, &manifest)?;
+    let output::Written { model, manifest_path, manifest_digest } = written;
+    Ok(Compressed { manifest, model, manifest_path, manifest_digest, fallback: None })
 }
 
-fn never(_: &Work) -> Result<Manifest, JobError> {
+fn never(_: &Request) -> Result<Compressed, Error> {
     panic!("the compressor was asked")
 }
 
-fn refuse(reason: &str) -> Refusal {
-    Refusal { reason: reason.into(), message: "because".into(), field: None, source: None }
+fn corrupt(_: &Request) -> Result<Compressed, Error> {
+    let refusal = onnx::Refusal::corrupt("because");
+    Err(Error::Refused { refusal, field: Some("spec.model".into()), source_digest: None })
 }
 
-fn corrupt(_: &Work) -> Result<Manifest, JobError> {
-    Err(JobError::Refused(refuse(reason::CORRUPT)))
+fn gate(_: &Request) -> Result<Compressed, Error> {
+    Err(Error::Gate { line: "minimum 1, measured 0".into(), source_digest: Digest::of("s") })
 }
 
-fn gate(_: &Work) -> Result<Manifest, JobError> {
-    Err(JobError::Gate(refuse(reason::GATE_FAILED)))
-}
-
-fn liar(work: &Work) -> Result<Manifest, JobError> {
-    let manifest = copy(work)?;
-    std::fs::write(work.out.join(MODEL_FILE), "something else").unwrap();
-    Ok(manifest)
-}
-
-fn left_over(folder: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir(folder).unwrap();
-    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+fn liar(request: &Request) -> Result<Compressed, Error> {
+    let compressed = copy(request)?;
+    std::fs::write(&compressed.model, "something else").unwrap();
+    Ok(compressed)
 }
 
 #[test]
 fn the_same_work_is_done_once() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-    std::fs::write(at("m.onnx"), "the model").unwrap();
+    std::fs::write(at("m.onnx"), support::identity(1, &["n"])).unwrap();
     std::fs::write(at("recipe.yaml"), "steps: [{optimize: {}}]\n").unwrap();
     let store = format!("file://{}", at("store"));
     let message = at("message");
@@ -85,7 +87,7 @@ fn the_same_work_is_done_once() {
     };
     assert_eq!(job::main(options(&arguments), copy), 0);
     let first = made();
-    assert_eq!((first.reused, &first.source), (false, &Digest::of("the model")));
+    assert_eq!((first.reused, &first.source), (false, &Digest::of(support::identity(1, &["n"]))));
     assert_eq!(job::main(options(&arguments), never), 0);
     assert_eq!(made(), Made { reused: true, ..first.clone() });
     std::fs::write(at("recipe.yaml"), "steps: [{optimize: {}}]\nseed: 1\n").unwrap();
@@ -94,19 +96,15 @@ fn the_same_work_is_done_once() {
 }
 
 #[test]
-fn a_laptop_gets_two_whole_files_and_nothing_else() {
+fn a_failed_compression_has_its_code_and_keeps_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-    std::fs::write(at("m.onnx"), "the model").unwrap();
-    let (model, out) = (at("m.onnx"), at("out"));
-    assert_eq!(job::main(options(&["--model", &model, "--out", &out]), copy), 0);
-    let mut files = left_over(Path::new(&out));
-    files.sort();
-    assert_eq!(files, [MANIFEST_FILE, MODEL_FILE]);
+    std::fs::write(at("m.onnx"), support::identity(1, &["n"])).unwrap();
+    let (model, store) = (at("m.onnx"), format!("file://{}", at("store")));
     for (compress, code) in [(corrupt as job::Compress, EXIT_REFUSED), (gate, EXIT_GATE_FAILED), (liar, 1)] {
-        let out = at(&format!("out-{code}"));
-        assert_eq!(job::main(options(&["--model", &model, "--out", &out]), compress), code);
-        assert_eq!(left_over(Path::new(&out)), Vec::<String>::new());
+        let arguments = ["--model", &model, "--store", &store, "--repository", "n"];
+        assert_eq!(job::main(options(&arguments), compress), code);
+        assert!(!Path::new(&at("store")).exists());
     }
 }
 
@@ -114,23 +112,26 @@ fn a_laptop_gets_two_whole_files_and_nothing_else() {
 fn every_failure_is_told_with_its_field_and_code() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-    std::fs::write(at("m.onnx"), "the model").unwrap();
+    std::fs::write(at("m.onnx"), support::identity(1, &["n"])).unwrap();
     std::fs::write(at("bad.yaml"), "steps: [{optimise: {}}]\n").unwrap();
     std::fs::create_dir(at("claim")).unwrap();
+    std::fs::write(at("page.onnx"), "<!DOCTYPE html><html>").unwrap();
+    let page = at("page.onnx");
     let (model, bad, claim, message, none) = (at("m.onnx"), at("bad.yaml"), at("claim"), at("message"), at("none"));
     let other = Digest::of("x").to_string();
-    let cases: [(&[&str], i32, &str, Option<&str>); 7] = [
+    let cases: [(&[&str], i32, &str, Option<&str>); 8] = [
         (&["--model", &none], EXIT_REFUSED, reason::SOURCE_NOT_FOUND, Some("spec.model.uri")),
         (&["--model", &model, "--model-digest", &other], EXIT_REFUSED, reason::DIGEST_MISMATCH, Some("spec.model.digest")),
         (&["--model", "pvc://c/gone.onnx", "--model-mount", &claim], EXIT_REFUSED, reason::SOURCE_NOT_FOUND, Some("spec.model.uri")),
         (&["--model", "https://127.0.0.1/m"], EXIT_REFUSED, reason::SOURCE_FORBIDDEN, Some("spec.model.uri")),
         (&["--model", "az://container/m", "--model-credentials", &claim], EXIT_REFUSED, reason::SECRET_MISSING, Some("spec.model.credentialsSecret")),
         (&["--model", &model, "--data", &none], EXIT_REFUSED, reason::SOURCE_NOT_FOUND, Some("spec.compression.data.uri")),
+        (&["--model", &page], EXIT_REFUSED, reason::CORRUPT, Some("spec.model")),
         (&["--model", &model, "--recipe", &bad], EXIT_REFUSED, reason::RECIPE_INVALID, Some("spec.compression")),
     ];
     for (arguments, code, reason, field) in cases {
-        let out = at("out");
-        let rest = ["--out", &out, "--termination-message", &message];
+        let store = format!("file://{}", at("store"));
+        let rest = ["--store", &store, "--repository", "n", "--termination-message", &message];
         assert_eq!(job::main(options(&[arguments, &rest].concat()), never), code, "{arguments:?}");
         let said = std::fs::read_to_string(&message).unwrap();
         let Some(Outcome::Refused(refusal)) = Outcome::from_message(&said) else { panic!("{said}") };

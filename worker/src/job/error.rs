@@ -2,10 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use lithe::artifact::{EXIT_GATE_FAILED, EXIT_REFUSED, Refusal};
+use lithe::artifact::{EXIT_REFUSED, Refusal};
 use lithe::names::reason;
 
 use super::EXIT_FAILED;
+use crate::compress;
+use crate::onnx;
 use crate::store::StoreError;
 
 /// Why a Job made no artifact.
@@ -25,12 +27,9 @@ pub enum JobError {
     /// The recipe cannot be read.
     #[error("the recipe: {0}")]
     Recipe(String),
-    /// The input can never work.
-    #[error("{}: {}", .0.reason, .0.message)]
-    Refused(Refusal),
-    /// The result failed a gate.
-    #[error("{}: {}", .0.reason, .0.message)]
-    Gate(Refusal),
+    /// The compressor refused the model, the data or the recipe, or a gate failed.
+    #[error(transparent)]
+    Compress(#[from] compress::Error),
     /// A local file cannot be read or written.
     #[error("{path}: {source}")]
     Local {
@@ -49,6 +48,11 @@ impl JobError {
         Self::Local { path: path.to_owned(), source }
     }
 
+    pub(super) fn refused(refusal: &onnx::Refusal, field: &str) -> Self {
+        let (refusal, field) = (refusal.clone(), Some(field.to_owned()));
+        Self::Compress(compress::Error::Refused { refusal, field, source_digest: None })
+    }
+
     /// What the operator puts into a condition.
     pub fn refusal(&self) -> Refusal {
         let refusal = |reason: &str, field: Option<String>| Refusal {
@@ -58,7 +62,7 @@ impl JobError {
             source: None,
         };
         match self {
-            Self::Refused(refusal) | Self::Gate(refusal) => refusal.clone(),
+            Self::Compress(error) => error.refusal(),
             Self::Source { field, source } => {
                 let part = match source {
                     StoreError::Digest { .. } => "digest",
@@ -79,8 +83,8 @@ impl JobError {
     /// The exit code: 42 and 43 end the Job, 1 lets it try again.
     pub fn exit_code(&self) -> i32 {
         match self {
-            Self::Refused(_) | Self::Recipe(_) => EXIT_REFUSED,
-            Self::Gate(_) => EXIT_GATE_FAILED,
+            Self::Recipe(_) => EXIT_REFUSED,
+            Self::Compress(error) => error.exit_code(),
             // A full disk may be emptied, a peer may come back; what was refused stays refused.
             Self::Source { source, .. } => match source {
                 StoreError::Unavailable { .. } | StoreError::Space { .. } | StoreError::File { .. } => EXIT_FAILED,

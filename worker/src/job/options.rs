@@ -8,6 +8,7 @@ use lithe::names::ENV_RECIPE;
 use lithe::recipe::Recipe;
 
 use super::JobError;
+use crate::compress::cli;
 use crate::process::absolute;
 
 /// What is compressed, how, and where the result goes.
@@ -37,11 +38,12 @@ pub struct Options {
     /// Where the claim of pvc:// data is mounted.
     #[arg(long, value_name = "DIR", value_parser = absolute)]
     pub data_mount: Option<PathBuf>,
-    /// The recipe, as YAML or JSON; the environment variable LITHE_RECIPE holds its text instead.
-    #[arg(long, value_name = "FILE", value_parser = absolute)]
+    /// The recipe, as YAML or JSON; with --store the environment variable LITHE_RECIPE may hold its
+    /// text instead.
+    #[arg(long, value_name = "FILE", value_parser = absolute, required_unless_present = "store")]
     pub recipe: Option<PathBuf>,
-    /// The folder for model.onnx and manifest.json.
-    #[arg(long, value_name = "DIR", value_parser = absolute, required_unless_present = "store")]
+    /// The folder for model.onnx and manifest.json, without an artifact store.
+    #[arg(long, value_name = "DIR", value_parser = absolute, required_unless_present_any = ["store", "dry_run"])]
     pub out: Option<PathBuf>,
     /// The store that keeps the artifact: oci://host/prefix, s3://bucket/prefix, gs://, az://, file:///.
     #[arg(long, value_name = "URI", conflicts_with = "out", requires = "repository")]
@@ -58,6 +60,12 @@ pub struct Options {
     /// Where the outcome is written as JSON.
     #[arg(long, value_name = "FILE", value_parser = absolute)]
     pub termination_message: Option<PathBuf>,
+    /// Threads of one inference; what affinity and the cgroup's quota allow by default.
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Only tell what each step would match.
+    #[arg(long, conflicts_with = "store")]
+    pub dry_run: bool,
     /// Let https sources lie on private addresses.
     #[arg(long)]
     pub allow_private_sources: bool,
@@ -99,6 +107,27 @@ impl Options {
             credentials: self.data_credentials.as_ref(),
             mount: self.data_mount.as_deref(),
         })
+    }
+
+    /// The arguments of a compression on a laptop, which needs no store: files in, files out.
+    pub fn laptop(&self) -> Option<cli::Args> {
+        if self.store.is_some() {
+            return None;
+        }
+        Some(cli::Args {
+            model: self.model.as_str().into(),
+            recipe: self.recipe.clone().unwrap_or_default(),
+            data: self.data.as_deref().map(PathBuf::from),
+            out: self.out.clone(),
+            threads: self.threads,
+            dry_run: self.dry_run,
+        })
+    }
+
+    /// Threads of one inference, at least 1.
+    pub(super) fn threads(&self) -> usize {
+        let available = || std::thread::available_parallelism().map_or(1, usize::from);
+        self.threads.unwrap_or_else(available).max(1)
     }
 
     /// The recipe of the file, else of the environment; without both nothing is done to the model.

@@ -9,6 +9,7 @@ use lithe::Digest;
 
 use super::Loaded;
 use super::model::{Backend, Signature};
+use crate::onnx::{self, Budget};
 use crate::runtime::{self, Options, RuntimeError, Session};
 use crate::store::{self, Credentials, StoreError};
 
@@ -36,14 +37,9 @@ pub enum Source {
 /// Why a model cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// The file cannot be read.
-    #[error("read {path}: {source}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The system's reason.
-        source: std::io::Error,
-    },
+    /// The file is no model that may be served.
+    #[error("{}: {}", .0.reason, .0.message)]
+    Refused(#[from] onnx::Refusal),
     /// The artifact cannot be fetched.
     #[error("fetch {uri}: {source}")]
     Fetch {
@@ -100,12 +96,10 @@ async fn bytes(source: &Source) -> Result<(Vec<u8>, Digest), LoadError> {
     }
 }
 
-/// The bytes of the model at `path` as the runtime may see them, and the file's digest.
+/// The bytes of the model at `path` as the runtime may see them, and the source's digest.
 fn load_bytes(path: &Path) -> Result<(Vec<u8>, Digest), LoadError> {
-    let read = |source| LoadError::Read { path: path.to_owned(), source };
-    let model = std::fs::read(path).map_err(read)?;
-    let digest = Digest::of(&model);
-    Ok((model, digest))
+    let loaded = onnx::load(path, &Budget::default())?;
+    Ok((onnx::graph::serialise(&loaded.model), loaded.digest))
 }
 
 /// Runs made-up inputs, so that the first client does not wait for memory to be planned. Some
