@@ -38,11 +38,16 @@ pub fn report(
             lithe::status::condition(&before.conditions, kind, verdict, generation, now.clone())
         })
         .collect::<Vec<_>>();
-    let ready = conditions.iter().any(|c| c.type_ == condition::READY && c.status == "True");
+    let is = |kind: &str, status: &str| {
+        conditions.iter().any(|condition| condition.type_ == kind && condition.status == status)
+    };
+    let ready = is(condition::READY, "True");
+    // While a Job works, Progressing only repeats what holds the Job up.
+    let stuck = !applied.failed.is_empty() || (plan.current && is(condition::PROGRESSING, "False"));
     let artifact = artifact(observed, plan, &before, &progress, now);
     ModelDeploymentStatus {
         observed_generation: generation,
-        phase: Some(phase(plan, applied, &progress, ready)),
+        phase: Some(phase(plan, stuck, &progress, ready)),
         conditions,
         source: source(observed, plan, &before),
         history: history(observed, &before, artifact.as_ref()),
@@ -70,22 +75,17 @@ pub fn report(
 /// | no | no | - | yes | Compressing |
 /// | no | no | - | no, artifact there | RollingOut |
 /// | no | no | - | no, none yet | Pending |
-fn phase(plan: &Plan, applied: &Applied, progress: &Progress, ready: bool) -> Phase {
+fn phase(plan: &Plan, stuck: bool, progress: &Progress, ready: bool) -> Phase {
     let failed = !plan.refused.is_empty()
         || (!plan.current && matches!(plan.job, JobState::Failed(_)))
-        || !applied.failed.is_empty()
-        || (plan.current && progress.stuck);
+        || stuck;
     match (ready, failed) {
         (true, _) => Phase::Serving,
         (_, true) if progress.ready > 0 => Phase::Degraded,
         (_, true) => Phase::Failed,
-        _ if !plan.current
-            && (plan.start.is_some() || matches!(plan.job, JobState::Running(_))) =>
-        {
-            Phase::Compressing
-        }
         _ if plan.current => Phase::RollingOut,
-        _ => Phase::Pending,
+        _ if plan.start.is_none() && plan.job == JobState::Absent => Phase::Pending,
+        _ => Phase::Compressing,
     }
 }
 

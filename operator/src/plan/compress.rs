@@ -121,8 +121,10 @@ pub fn job_state(observed: &Observed, request: &Digest, now: &Time) -> JobState 
     let failed: Vec<_> =
         pods.iter().filter_map(|pod| failure::of_pod(pod, &observed.hints)).collect();
     match (ended(job, "Failed"), outcome) {
-        (Some(_), Some((Outcome::Refused(refusal), _))) => JobState::Failed(refusal),
-        (Some(condition), _) => JobState::Failed(unexplained(condition, failed.last().cloned())),
+        (Some(_), Some((Outcome::Refused(refusal), _))) => JobState::Failed(mend(refusal, job)),
+        (Some(condition), _) => {
+            JobState::Failed(mend(unexplained(condition, failed.last().cloned()), job))
+        }
         (None, _) => JobState::Running(held(observed, job, failed)),
     }
 }
@@ -150,6 +152,23 @@ fn seconds_since(condition: &JobCondition, now: &Time) -> i64 {
         .last_transition_time
         .as_ref()
         .map_or(i64::MAX, |then| now.0.duration_since(then.0).as_secs())
+}
+
+/// What failed for a reason outside the spec can be tried again without a new one.
+fn mend(mut refusal: Refusal, job: &Job) -> Refusal {
+    const OUTSIDE: [&str; 6] = [
+        reason::SOURCE_NOT_FOUND,
+        reason::SOURCE_AUTH_FAILED,
+        reason::SOURCE_UNAVAILABLE,
+        reason::STORE_UNAVAILABLE,
+        reason::NO_SPACE,
+        reason::FAILED,
+    ];
+    if OUTSIDE.contains(&refusal.reason.as_str()) {
+        let again = format!("once that is mended, delete Job {} to try again", job.name_any());
+        refusal.message = format!("{}; {again}", refusal.message);
+    }
+    refusal
 }
 
 /// A Job that failed without its own words: the cluster's words must do.

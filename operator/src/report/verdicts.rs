@@ -21,7 +21,7 @@ pub fn all(
     progress: &Progress,
 ) -> Vec<(&'static str, Verdict)> {
     let progressing = progressing(observed, plan, applied, progress);
-    let available = available(progress);
+    let available = available(plan, progress);
     let accepted = accepted(plan);
     let compressed = compressed(plan);
     let ready = ready(observed, plan, progress, [&accepted, &compressed, &progressing, &available]);
@@ -252,9 +252,9 @@ fn rolling(
 }
 
 /// Available: at least one pod short of the wanted number is ready, and never with zero pods.
-fn available(progress: &Progress) -> Verdict {
-    let text = format!("{} of {} pods are ready", progress.ready, progress.wanted);
-    if progress.ready > 0 && progress.ready >= progress.wanted - 1 {
+fn available(plan: &Plan, progress: &Progress) -> Verdict {
+    let text = format!("{} of {} pods are ready", progress.ready, plan.replicas);
+    if progress.ready > 0 && progress.ready >= plan.replicas - 1 {
         Verdict::new(true, reason::MINIMUM_REPLICAS, text)
     } else {
         Verdict::new(false, reason::NO_READY_PODS, text)
