@@ -39,8 +39,9 @@ pub struct Config {
     /// Who this process is among those that may lead; the host's name, which in a pod is the pod's.
     #[arg(long, env = "LITHE_IDENTITY", default_value_t = host())]
     pub identity: String,
-    /// Objects that are worked on at the same time.
-    #[arg(long, env = "LITHE_CONCURRENCY", default_value_t = 12)]
+    /// Objects that are worked on at the same time. More would not be faster: they would wait in the
+    /// API server, and a repair behind them.
+    #[arg(long, env = "LITHE_CONCURRENCY", default_value_t = 6)]
     pub concurrency: usize,
     /// Address of /metrics, /livez and /readyz.
     #[arg(long, env = "LITHE_LISTEN", default_value = "0.0.0.0:8080")]

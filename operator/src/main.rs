@@ -57,7 +57,7 @@ async fn context(config: Config) -> anyhow::Result<Context> {
             identity,
         ),
         // A few places are kept for repairs, whatever waits.
-        queue: Queue::new(*concurrency, (concurrency / 4).max(1)),
+        queue: Queue::new(*concurrency, (concurrency / 3).max(1)),
         caches: Caches::default(),
         answers: Default::default(),
         pulse: Default::default(),

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
 use lithe::Digest;
-use lithe::artifact::{Made, Outcome, Refusal};
+use lithe::artifact::{EXIT_GATE_FAILED, EXIT_REFUSED, Made, Outcome, Refusal};
 use lithe::names::{ANNOTATION_MEANS, ANNOTATION_REQUEST, CONTAINER_COMPRESS, reason};
 use lithe::spec::ModelDeploymentSpec;
 use lithe::status::ArtifactStatus;
@@ -132,11 +132,12 @@ pub fn job_state(observed: &Observed, request: &Digest, now: &Time) -> JobState 
 /// What holds up a Job that has not ended: its newest failure, or what the cluster says of a Job
 /// that gets no pod.
 fn held(observed: &Observed, job: &Job, mut failed: Vec<PodFailure>) -> Option<PodFailure> {
+    let last = [Some(EXIT_REFUSED), Some(EXIT_GATE_FAILED)];
     let ends = failed.iter().filter(|failure| failure.exit_code.is_some()).count();
     let Some(mut newest) = failed.pop() else {
         return failure::of_job(job, &observed.hints);
     };
-    if newest.exit_code.is_some() {
+    if newest.exit_code.is_some() && !last.contains(&newest.exit_code) {
         newest.message = format!("{} (try {ends} of {})", newest.message, RETRIES + 1);
     }
     Some(newest)
