@@ -1,0 +1,449 @@
+//! The verb `compress`: a model and a recipe in, a verified, compressed and judged model out.
+//!
+//! Passes are functions from graph to graph, one per file; this file says in which order things
+//! happen, and what is written when. It knows no network and no Kubernetes.
+
+pub mod batch_norm;
+pub mod change;
+pub mod cli;
+pub mod confine;
+pub mod data;
+pub mod embeddings;
+pub mod environment;
+pub mod evaluate;
+pub mod fold;
+pub mod gates;
+pub mod int8;
+pub mod latency;
+pub mod metrics;
+pub mod normalise;
+pub mod npz;
+pub mod opset;
+pub mod optimize;
+pub mod output;
+pub mod quantize_dynamic;
+pub mod steps;
+pub mod trial;
+
+use std::path::{Path, PathBuf};
+
+use lithe::Digest;
+use lithe::artifact::{
+    EXIT_GATE_FAILED, EXIT_REFUSED, EvaluationReport, File, GateResult, MANIFEST_SCHEMA, MODEL_FILE,
+    Made, Manifest, Source, StepReport, TensorSignature,
+};
+use lithe::names::reason;
+use lithe::recipe::{OnFailure, Recipe, artifact_key};
+use lithe::units::human_bytes;
+
+use crate::onnx::{self, Budget, ModelProto, Refusal, graph, operators};
+use crate::runtime::{self, Options, RuntimeError, Session};
+use data::Samples;
+use evaluate::Judge;
+use metrics::Rows;
+
+/// The version of the worker: part of every artifact's key, since another version may write other bytes.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// One compression.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The model file. External data are looked for beneath its directory.
+    pub model: PathBuf,
+    /// What to do.
+    pub recipe: Recipe,
+    /// The evaluation data, a NumPy archive.
+    pub data: Option<PathBuf>,
+    /// The directory that gets `model.onnx` and `manifest.json`; made when it is not there.
+    pub out: PathBuf,
+    /// Threads of one inference.
+    pub threads: usize,
+    /// The program that holds the trial load: `lithe-worker` itself.
+    pub program: PathBuf,
+    /// How much the model may ask for.
+    pub budget: Budget,
+}
+
+/// What is going on, for people who wait.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// The model was read and verified.
+    Verified {
+        /// Its size in bytes.
+        size: u64,
+        /// Its digest.
+        digest: Digest,
+    },
+    /// The model loaded and ran once in a limited process.
+    Tried,
+    /// A step begins.
+    Step {
+        /// Its place in the recipe, from 0.
+        index: usize,
+        /// Its name.
+        name: String,
+    },
+    /// A step ended.
+    Stepped {
+        /// What it did, in one line.
+        summary: String,
+        /// Bytes of the model now.
+        size: u64,
+    },
+    /// A model is being judged on this many samples.
+    Judging {
+        /// Samples of the evaluation split.
+        samples: usize,
+    },
+    /// The artifact was written.
+    Written,
+}
+
+/// A compressed model that passed its gates, or the original in its place.
+#[derive(Clone, Debug)]
+pub struct Compressed {
+    /// Everything known about it, as it was written.
+    pub manifest: Manifest,
+    /// The model file.
+    pub model: PathBuf,
+    /// The manifest file.
+    pub manifest_path: PathBuf,
+    /// The digest of the manifest file.
+    pub manifest_digest: Digest,
+    /// Which gate failed, when this is the original because of `onFailure: ServeOriginal`.
+    pub fallback: Option<String>,
+}
+
+/// Why there is no artifact.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The input can never work.
+    #[error("{refusal}")]
+    Refused {
+        /// What is wrong.
+        refusal: Refusal,
+        /// The spec field to look at.
+        field: Option<String>,
+        /// The source's digest, when it could be read.
+        source_digest: Option<Digest>,
+    },
+    /// The result failed a gate.
+    #[error("{line}")]
+    Gate {
+        /// Gate, bound and figure of each that failed.
+        line: String,
+        /// The source's digest.
+        source_digest: Digest,
+    },
+    /// The machine failed; another attempt may work.
+    #[error("{act}: {source}")]
+    Io {
+        /// What was being done.
+        act: &'static str,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// The runtime's library cannot be used.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+}
+
+impl Error {
+    /// The process's exit code: [`EXIT_REFUSED`], [`EXIT_GATE_FAILED`], or 1 for what may be tried again.
+    pub fn exit_code(&self) -> i32 {
+        match self {
+            Self::Refused { .. } => EXIT_REFUSED,
+            Self::Gate { .. } => EXIT_GATE_FAILED,
+            Self::Io { .. } | Self::Runtime(_) => 1,
+        }
+    }
+
+    /// The refusal for a termination message.
+    pub fn refusal(&self) -> lithe::artifact::Refusal {
+        let (reason, field, source) = match self {
+            Self::Refused { refusal, field, source_digest } => {
+                (refusal.reason, field.clone(), source_digest.clone())
+            }
+            Self::Gate { source_digest, .. } => {
+                (reason::GATE_FAILED, Some("spec.compression.gates".into()), Some(source_digest.clone()))
+            }
+            Self::Io { source, .. } if source.raw_os_error() == Some(nix::libc::ENOSPC) => {
+                (reason::NO_SPACE, None, None)
+            }
+            Self::Io { .. } | Self::Runtime(_) => (reason::FAILED, None, None),
+        };
+        lithe::artifact::Refusal { reason: reason.into(), message: self.to_string(), field, source }
+    }
+
+    fn refused(refusal: Refusal, field: &str) -> Self {
+        Self::Refused { refusal, field: Some(field.to_owned()), source_digest: None }
+    }
+
+    fn of_source(mut self, digest: &Digest) -> Self {
+        if let Self::Refused { source_digest, .. } = &mut self {
+            *source_digest = Some(digest.clone());
+        }
+        self
+    }
+}
+
+const FIELD_MODEL: &str = "spec.model";
+const FIELD_DATA: &str = "spec.compression.data";
+const FIELD_GATES: &str = "spec.compression.gates";
+
+/// Compresses as `request` says.
+///
+/// # Errors
+/// See [`Error`]. Nothing is written then, and nothing half-written is ever visible.
+pub fn compress(request: &Request, progress: &dyn Fn(Progress)) -> Result<Compressed, Error> {
+    steps::check(&request.recipe, request.data.is_some())?;
+    let loaded = onnx::load(&request.model, &request.budget)
+        .map_err(|refusal| Error::refused(refusal, FIELD_MODEL))?;
+    progress(Progress::Verified { size: loaded.size, digest: loaded.digest.clone() });
+    let digest = loaded.digest.clone();
+    make(request, loaded, progress).map_err(|error| error.of_source(&digest))
+}
+
+fn make(request: &Request, loaded: onnx::Loaded, progress: &dyn Fn(Progress)) -> Result<Compressed, Error> {
+    let recipe = &request.recipe;
+    let original_bytes = graph::serialise(&loaded.model);
+    try_out(request, &original_bytes)?;
+    progress(Progress::Tried);
+    let source = Source {
+        digest: loaded.digest.clone(),
+        size: loaded.size,
+        parameters: graph::parameters(&loaded.model),
+        opset: operators::opset(&loaded.model),
+    };
+    let original = load_session(&original_bytes, request.threads, FIELD_MODEL)?;
+    let data_digest = request.data.as_deref().map(output::digest_file).transpose()?;
+    let samples = match &request.data {
+        Some(path) if !recipe.steps.is_empty() => Some(read_samples(path, recipe, &original)?),
+        _ => None,
+    };
+    let bench = samples.as_ref().map(|samples| Bench::new(samples, &original, recipe)).transpose()?;
+    let made = run_steps(request, loaded.model, original_bytes.len() as u64, bench.as_ref(), progress)?;
+    let gates = judge_gates(recipe, made.bytes.as_deref(), original_bytes.len() as u64, &made)?;
+    let failed = gates::failures(&gates);
+    let fallback = match (failed, on_failure(recipe)) {
+        (Some(line), OnFailure::KeepServing) => {
+            return Err(Error::Gate { line, source_digest: source.digest });
+        }
+        (failed, _) => failed,
+    };
+    let bytes = match made.bytes {
+        Some(bytes) if fallback.is_none() => bytes,
+        _ => original_bytes,
+    };
+    let manifest = Manifest {
+        schema: MANIFEST_SCHEMA.into(),
+        key: artifact_key(&source.digest, data_digest.as_ref(), &recipe.digest(), VERSION),
+        source,
+        data: data_digest,
+        recipe: recipe.clone(),
+        model: File { name: MODEL_FILE.into(), digest: Digest::of(&bytes), size: bytes.len() as u64 },
+        inputs: original.inputs().to_vec(),
+        outputs: original.outputs().to_vec(),
+        steps: made.steps,
+        evaluation: made.evaluation,
+        gates,
+        environment: environment::read(VERSION, &runtime::version()?, request.threads),
+    };
+    let written = output::write(&request.out, &bytes, &manifest)?;
+    progress(Progress::Written);
+    let output::Written { model, manifest_path, manifest_digest } = written;
+    Ok(Compressed { manifest, model, manifest_path, manifest_digest, fallback })
+}
+
+fn on_failure(recipe: &Recipe) -> OnFailure {
+    recipe.gates.as_ref().map_or(OnFailure::KeepServing, |gates| gates.on_failure)
+}
+
+fn try_out(request: &Request, bytes: &[u8]) -> Result<(), Error> {
+    let limits = trial::Limits::for_size(bytes.len() as u64);
+    trial::trial(&request.program, bytes, limits).map_err(|fault| match fault {
+        trial::Fault::Refused(refusal) => Error::refused(refusal, FIELD_MODEL),
+        trial::Fault::Broken(source) => Error::Io { act: "try the model", source },
+    })
+}
+
+fn load_session(bytes: &[u8], threads: usize, field: &str) -> Result<Session, Error> {
+    Session::load(bytes, Options { threads, ..Options::default() }).map_err(|error| match error {
+        RuntimeError::Library { .. } => Error::Runtime(error),
+        other => {
+            let refusal = Refusal::new(reason::RUNTIME_REFUSED, format!("ONNX Runtime refuses the model: {other}"));
+            Error::refused(refusal, field)
+        }
+    })
+}
+
+fn read_samples(path: &Path, recipe: &Recipe, original: &Session) -> Result<Samples, Error> {
+    let most = recipe.evaluation.as_ref().and_then(|evaluation| evaluation.max_samples);
+    Samples::read(path, original.inputs(), most)
+        .map_err(|error| Error::refused(Refusal::new(reason::DATA_INVALID, error.to_string()), FIELD_DATA))
+}
+
+/// What judges every step: the samples, and the original's answers to them.
+struct Bench<'a> {
+    judge: Judge<'a>,
+    original: &'a Session,
+    answers: Rows,
+    pairs: u32,
+}
+
+impl<'a> Bench<'a> {
+    fn new(samples: &'a Samples, original: &'a Session, recipe: &Recipe) -> Result<Self, Error> {
+        let metric = recipe.gates.as_ref().map_or_else(Default::default, |gates| gates.metric);
+        let field = |refusal: Refusal| {
+            let field = if refusal.reason == reason::RECIPE_INVALID { "spec.compression.evaluation.output" } else { FIELD_DATA };
+            Error::refused(refusal, field)
+        };
+        let evaluation = recipe.evaluation.as_ref();
+        let judge = Judge::new(samples, original.outputs(), metric, evaluation).map_err(field)?;
+        let answers = judge.outputs(original).map_err(field)?;
+        let pairs = evaluation.and_then(|evaluation| evaluation.latency_pairs).unwrap_or(latency::PAIRS);
+        Ok(Self { judge, original, answers, pairs })
+    }
+}
+
+/// What the steps made.
+#[derive(Default)]
+struct Stepped {
+    /// The model after the last step; `None` without steps.
+    bytes: Option<Vec<u8>>,
+    steps: Vec<StepReport>,
+    evaluation: Option<EvaluationReport>,
+    judgement: Option<evaluate::Judgement>,
+}
+
+fn run_steps(
+    request: &Request,
+    mut model: ModelProto,
+    original_size: u64,
+    bench: Option<&Bench<'_>>,
+    progress: &dyn Fn(Progress),
+) -> Result<Stepped, Error> {
+    let mut stepped = Stepped::default();
+    let mut size = original_size;
+    for (index, step) in request.recipe.steps.iter().enumerate() {
+        progress(Progress::Step { index, name: step.name() });
+        let (next, change) = steps::run(model, index, step)?;
+        model = next;
+        steps::stamp(&mut model);
+        let bytes = graph::serialise(&model);
+        let mut report = StepReport {
+            name: step.name(),
+            matched: change.matched,
+            summary: change.summary(),
+            skipped: change.skipped,
+            size_before: size,
+            size_after: bytes.len() as u64,
+            parameters: graph::parameters(&model),
+            ..StepReport::default()
+        };
+        size = report.size_after;
+        progress(Progress::Stepped { summary: report.summary.clone(), size });
+        let session = load_session(&bytes, request.threads, &steps::field(index, step))?;
+        same_signature(bench.map(|bench| bench.original), &session, index, step)?;
+        if let Some(bench) = bench {
+            progress(Progress::Judging { samples: bench.judge.samples.count() });
+            judge_step(bench, &session, &mut report, &mut stepped)?;
+        }
+        stepped.steps.push(report);
+        stepped.bytes = Some(bytes);
+    }
+    Ok(stepped)
+}
+
+/// A step must not change what clients see.
+fn same_signature(
+    original: Option<&Session>,
+    session: &Session,
+    index: usize,
+    step: &lithe::recipe::Step,
+) -> Result<(), Error> {
+    let names = |signatures: &[TensorSignature]| -> Vec<(String, String)> {
+        signatures.iter().map(|s| (s.name.clone(), s.datatype.clone())).collect()
+    };
+    let Some(original) = original else { return Ok(()) };
+    if names(original.inputs()) == names(session.inputs()) && names(original.outputs()) == names(session.outputs()) {
+        return Ok(());
+    }
+    let message = format!("step {index} ({}) changed the model's inputs or outputs", step.name());
+    Err(Error::refused(Refusal::new(reason::FAILED, message), &steps::field(index, step)))
+}
+
+fn judge_step(bench: &Bench<'_>, session: &Session, report: &mut StepReport, stepped: &mut Stepped) -> Result<(), Error> {
+    let data = |refusal| Error::refused(refusal, FIELD_DATA);
+    let answers = bench.judge.outputs(session).map_err(data)?;
+    let judgement = bench.judge.compare(&bench.answers, &answers).map_err(data)?;
+    let latency = latency::measure(bench.original, session, bench.judge.samples, bench.pairs)
+        .map_err(|error| data(Refusal::new(reason::DATA_INVALID, error.to_string())))?;
+    report.metric = Some(judgement.value);
+    report.agreement = Some(judgement.agreement);
+    report.cosine = Some(judgement.cosine);
+    report.speedup = Some(latency.speedup);
+    stepped.evaluation = Some(EvaluationReport {
+        output: bench.judge.output.clone(),
+        samples: judgement.samples as u64,
+        metric: bench.judge.metric,
+        original: judgement.original,
+        compressed: judgement.value,
+        agreement: judgement.agreement,
+        cosine: judgement.cosine,
+        signal_to_noise: judgement.signal_to_noise,
+        latency,
+    });
+    stepped.judgement = Some(judgement);
+    Ok(())
+}
+
+fn judge_gates(
+    recipe: &Recipe,
+    bytes: Option<&[u8]>,
+    original_size: u64,
+    stepped: &Stepped,
+) -> Result<Vec<GateResult>, Error> {
+    let default = lithe::recipe::Gates::default();
+    let gates = recipe.gates.as_ref().unwrap_or(&default);
+    let measured = gates::Measured {
+        size: bytes.map_or(original_size, |bytes| bytes.len() as u64),
+        judgement: stepped.judgement.as_ref(),
+        latency: stepped.evaluation.as_ref().map(|evaluation| &evaluation.latency),
+    };
+    gates::check(gates, &measured)
+        .map_err(|error| Error::refused(Refusal::new(reason::RECIPE_INVALID, error.to_string()), FIELD_GATES))
+}
+
+impl Compressed {
+    /// The summary for a termination message; `uri` is where the artifact lies.
+    pub fn made(&self, uri: String) -> Made {
+        let manifest = &self.manifest;
+        let evaluation = manifest.evaluation.as_ref();
+        Made {
+            uri,
+            digest: manifest.model.digest.clone(),
+            manifest: self.manifest_digest.clone(),
+            key: manifest.key.clone(),
+            source: manifest.source.digest.clone(),
+            size: manifest.model.size,
+            original_size: manifest.source.size,
+            reused: false,
+            fallback: self.fallback.clone(),
+            metric: evaluation.map(|e| e.metric),
+            original_value: evaluation.map(|e| e.original),
+            value: evaluation.map(|e| e.compressed),
+            agreement: evaluation.map(|e| e.agreement),
+            cosine: evaluation.map(|e| e.cosine),
+            speedup: evaluation.map(|e| e.latency.speedup),
+            samples: evaluation.map(|e| e.samples),
+            steps: manifest.steps.iter().map(step_line).collect(),
+        }
+    }
+}
+
+/// A step in one line, such as `quantize.dynamic: 24 MatMul, 3 Gather; 69.1 MB -> 17.6 MB`.
+pub fn step_line(step: &StepReport) -> String {
+    let sizes = format!("{} -> {}", human_bytes(step.size_before), human_bytes(step.size_after));
+    format!("{}: {}; {sizes}", step.name, step.summary)
+}

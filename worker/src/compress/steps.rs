@@ -1,0 +1,146 @@
+//! Which steps there are, and what runs for each.
+
+use lithe::names::reason;
+use lithe::recipe::{Gates, Metric, QuantizeMode, Recipe, Step};
+
+use crate::compress::change::{Change, recipe_invalid};
+use crate::compress::{Error, VERSION, gates, optimize, quantize_dynamic};
+use crate::onnx::{ModelProto, Refusal, graph, walk};
+use crate::runtime::{Options, Session};
+
+/// The spec field of the step at `index`.
+pub fn field(index: usize, step: &Step) -> String {
+    let name = match step {
+        Step { optimize: Some(_), .. } => ".optimize",
+        Step { prune: Some(_), .. } => ".prune",
+        Step { finetune: Some(_), .. } => ".finetune",
+        Step { quantize: Some(_), .. } => ".quantize",
+        _ => "",
+    };
+    format!("spec.compression.steps[{index}]{name}")
+}
+
+/// Refuses what this version cannot do, and what cannot be right, before any work.
+pub fn check(recipe: &Recipe, has_data: bool) -> Result<(), Error> {
+    if recipe.objective.is_some() {
+        let message = "this version does not search for steps; name them in steps";
+        return refuse(reason::UNSUPPORTED, message, "spec.compression.objective");
+    }
+    for (index, step) in recipe.steps.iter().enumerate() {
+        check_step(index, step)?;
+    }
+    match &recipe.gates {
+        Some(gates) => check_gates(gates, recipe, has_data),
+        None => Ok(()),
+    }
+}
+
+fn refuse(reason: &'static str, message: impl Into<String>, field: &str) -> Result<(), Error> {
+    let refusal = Refusal::new(reason, message);
+    Err(Error::Refused { refusal, field: Some(field.to_owned()), source_digest: None })
+}
+
+fn check_step(index: usize, step: &Step) -> Result<(), Error> {
+    let Step { optimize, prune, finetune, quantize } = step;
+    let set = [optimize.is_some(), prune.is_some(), finetune.is_some(), quantize.is_some()];
+    let path = field(index, step);
+    if set.iter().filter(|set| **set).count() != 1 {
+        let message = format!("step {index} is not exactly one of optimize, prune, finetune, quantize");
+        return refuse(reason::RECIPE_INVALID, message, &path);
+    }
+    let unsupported = |what: &str, path: &str| {
+        refuse(reason::UNSUPPORTED, format!("step {index}: this version cannot {what}"), path)
+    };
+    if prune.is_some() {
+        return unsupported("prune", &path);
+    }
+    if finetune.is_some() {
+        return unsupported("fine-tune", &path);
+    }
+    let Some(quantize) = quantize else { return Ok(()) };
+    if quantize.mode != QuantizeMode::Dynamic {
+        return unsupported(&format!("quantize with mode {:?}", quantize.mode), &format!("{path}.mode"));
+    }
+    for (given, name) in [
+        (quantize.calibration.is_some(), "calibration"),
+        (quantize.bits.is_some(), "bits"),
+        (quantize.block_size.is_some(), "blockSize"),
+    ] {
+        if given {
+            let message = format!("step {index}: {name} has no meaning with mode Dynamic");
+            return refuse(reason::RECIPE_INVALID, message, &format!("{path}.{name}"));
+        }
+    }
+    Ok(())
+}
+
+fn check_gates(gates: &Gates, recipe: &Recipe, has_data: bool) -> Result<(), Error> {
+    const FIELD: &str = "spec.compression.gates";
+    if gates.metric == Metric::SignalToNoise && gates.max_drop.is_some() {
+        let message = "maxDrop is in points and SignalToNoise in dB; bound it with minimum";
+        return refuse(reason::RECIPE_INVALID, message, &format!("{FIELD}.maxDrop"));
+    }
+    if gates::need_data(gates) && !has_data && !recipe.steps.is_empty() {
+        let message = "the gates judge by data, and none were given";
+        return refuse(reason::DATA_INVALID, message, "spec.compression.data");
+    }
+    let wrong = |error: lithe::units::NotAQuantity, name: &str| {
+        refuse(reason::RECIPE_INVALID, error.to_string(), &format!("{FIELD}.{name}"))
+    };
+    if let Some(Err(error)) = gates.max_drop.as_ref().map(lithe::units::Percent::fraction) {
+        return wrong(error, "maxDrop");
+    }
+    match gates.max_size.as_ref().map(lithe::units::ByteSize::bytes) {
+        Some(Err(error)) => wrong(error, "maxSize"),
+        _ => Ok(()),
+    }
+}
+
+/// Runs one step that [`check`] let through.
+pub fn run(model: ModelProto, index: usize, step: &Step) -> Result<(ModelProto, Change), Error> {
+    let result = if let Some(step) = &step.optimize {
+        optimize::optimize(model, step, &evaluate)
+    } else if let Some(step) = &step.quantize {
+        quantize_dynamic::quantize_dynamic(model, step)
+    } else {
+        Err(recipe_invalid(format!("step {index} cannot be run")))
+    };
+    result.map_err(|refusal| Error::Refused {
+        refusal,
+        field: Some(field(index, step)),
+        source_digest: None,
+    })
+}
+
+/// Runs a model that has no inputs; the runtime's own optimiser has nothing to add to one node.
+pub fn evaluate(model: &ModelProto) -> Option<Vec<crate::tensor::Tensor>> {
+    let options = Options { threads: 1, optimise: false, spin: false };
+    let session = Session::load(&graph::serialise(model), options).ok()?;
+    session.run(&[], &[]).ok()
+}
+
+/// Names the writer and drops what only the exporter's author reads: the same model gives the same
+/// bytes, and no stack traces are shipped.
+pub fn stamp(model: &mut ModelProto) {
+    model.producer_name = "lithe".into();
+    model.producer_version = VERSION.into();
+    model.doc_string = String::new();
+    model.metadata_props.sort_by(|a, b| a.key.cmp(&b.key));
+    let Some(graph) = &mut model.graph else { return };
+    let Ok(()) = walk::graphs_mut(graph, &mut |graph| {
+        graph.doc_string = String::new();
+        for node in &mut graph.node {
+            node.doc_string = String::new();
+            node.metadata_props = Vec::new();
+        }
+        for tensor in &mut graph.initializer {
+            tensor.doc_string = String::new();
+            tensor.metadata_props = Vec::new();
+        }
+        for value in graph.input.iter_mut().chain(&mut graph.output).chain(&mut graph.value_info) {
+            value.doc_string = String::new();
+            value.metadata_props = Vec::new();
+        }
+        Ok::<_, std::convert::Infallible>(())
+    });
+}
