@@ -29,8 +29,8 @@ use std::path::{Path, PathBuf};
 
 use lithe::Digest;
 use lithe::artifact::{
-    EXIT_GATE_FAILED, EXIT_REFUSED, EvaluationReport, File, GateResult, MANIFEST_SCHEMA, MODEL_FILE,
-    Made, Manifest, Source, StepReport, TensorSignature,
+    EXIT_GATE_FAILED, EXIT_REFUSED, EvaluationReport, File, GateResult, MANIFEST_SCHEMA,
+    MODEL_FILE, Made, Manifest, Source, StepReport, TensorSignature,
 };
 use lithe::names::reason;
 use lithe::recipe::{OnFailure, Recipe, artifact_key};
@@ -164,9 +164,11 @@ impl Error {
             Self::Refused { refusal, field, source_digest } => {
                 (refusal.reason, field.clone(), source_digest.clone())
             }
-            Self::Gate { source_digest, .. } => {
-                (reason::GATE_FAILED, Some("spec.compression.gates".into()), Some(source_digest.clone()))
-            }
+            Self::Gate { source_digest, .. } => (
+                reason::GATE_FAILED,
+                Some("spec.compression.gates".into()),
+                Some(source_digest.clone()),
+            ),
             Self::Io { source, .. } if source.raw_os_error() == Some(nix::libc::ENOSPC) => {
                 (reason::NO_SPACE, None, None)
             }
@@ -204,7 +206,11 @@ pub fn compress(request: &Request, progress: &dyn Fn(Progress)) -> Result<Compre
     make(request, loaded, progress).map_err(|error| error.of_source(&digest))
 }
 
-fn make(request: &Request, loaded: onnx::Loaded, progress: &dyn Fn(Progress)) -> Result<Compressed, Error> {
+fn make(
+    request: &Request,
+    loaded: onnx::Loaded,
+    progress: &dyn Fn(Progress),
+) -> Result<Compressed, Error> {
     let recipe = &request.recipe;
     let original_bytes = graph::serialise(&loaded.model);
     try_out(request, &original_bytes)?;
@@ -221,8 +227,10 @@ fn make(request: &Request, loaded: onnx::Loaded, progress: &dyn Fn(Progress)) ->
         Some(path) if !recipe.steps.is_empty() => Some(read_samples(path, recipe, &original)?),
         _ => None,
     };
-    let bench = samples.as_ref().map(|samples| Bench::new(samples, &original, recipe)).transpose()?;
-    let made = run_steps(request, loaded.model, original_bytes.len() as u64, bench.as_ref(), progress)?;
+    let bench =
+        samples.as_ref().map(|samples| Bench::new(samples, &original, recipe)).transpose()?;
+    let made =
+        run_steps(request, loaded.model, original_bytes.len() as u64, bench.as_ref(), progress)?;
     let gates = judge_gates(recipe, made.bytes.as_deref(), original_bytes.len() as u64, &made)?;
     let failed = gates::failures(&gates);
     let fallback = match (failed, on_failure(recipe)) {
@@ -241,7 +249,11 @@ fn make(request: &Request, loaded: onnx::Loaded, progress: &dyn Fn(Progress)) ->
         source,
         data: data_digest,
         recipe: recipe.clone(),
-        model: File { name: MODEL_FILE.into(), digest: Digest::of(&bytes), size: bytes.len() as u64 },
+        model: File {
+            name: MODEL_FILE.into(),
+            digest: Digest::of(&bytes),
+            size: bytes.len() as u64,
+        },
         inputs: original.inputs().to_vec(),
         outputs: original.outputs().to_vec(),
         steps: made.steps,
@@ -271,7 +283,10 @@ fn load_session(bytes: &[u8], threads: usize, field: &str) -> Result<Session, Er
     Session::load(bytes, Options { threads, ..Options::default() }).map_err(|error| match error {
         RuntimeError::Library { .. } => Error::Runtime(error),
         other => {
-            let refusal = Refusal::new(reason::RUNTIME_REFUSED, format!("ONNX Runtime refuses the model: {other}"));
+            let refusal = Refusal::new(
+                reason::RUNTIME_REFUSED,
+                format!("ONNX Runtime refuses the model: {other}"),
+            );
             Error::refused(refusal, field)
         }
     })
@@ -279,8 +294,9 @@ fn load_session(bytes: &[u8], threads: usize, field: &str) -> Result<Session, Er
 
 fn read_samples(path: &Path, recipe: &Recipe, original: &Session) -> Result<Samples, Error> {
     let most = recipe.evaluation.as_ref().and_then(|evaluation| evaluation.max_samples);
-    Samples::read(path, original.inputs(), most)
-        .map_err(|error| Error::refused(Refusal::new(reason::DATA_INVALID, error.to_string()), FIELD_DATA))
+    Samples::read(path, original.inputs(), most).map_err(|error| {
+        Error::refused(Refusal::new(reason::DATA_INVALID, error.to_string()), FIELD_DATA)
+    })
 }
 
 /// What judges every step: the samples, and the original's answers to them.
@@ -295,13 +311,18 @@ impl<'a> Bench<'a> {
     fn new(samples: &'a Samples, original: &'a Session, recipe: &Recipe) -> Result<Self, Error> {
         let metric = recipe.gates.as_ref().map_or_else(Default::default, |gates| gates.metric);
         let field = |refusal: Refusal| {
-            let field = if refusal.reason == reason::RECIPE_INVALID { "spec.compression.evaluation.output" } else { FIELD_DATA };
+            let field = if refusal.reason == reason::RECIPE_INVALID {
+                "spec.compression.evaluation.output"
+            } else {
+                FIELD_DATA
+            };
             Error::refused(refusal, field)
         };
         let evaluation = recipe.evaluation.as_ref();
         let judge = Judge::new(samples, original.outputs(), metric, evaluation).map_err(field)?;
         let answers = judge.outputs(original).map_err(field)?;
-        let pairs = evaluation.and_then(|evaluation| evaluation.latency_pairs).unwrap_or(latency::PAIRS);
+        let pairs =
+            evaluation.and_then(|evaluation| evaluation.latency_pairs).unwrap_or(latency::PAIRS);
         Ok(Self { judge, original, answers, pairs })
     }
 }
@@ -366,14 +387,21 @@ fn same_signature(
         signatures.iter().map(|s| (s.name.clone(), s.datatype.clone())).collect()
     };
     let Some(original) = original else { return Ok(()) };
-    if names(original.inputs()) == names(session.inputs()) && names(original.outputs()) == names(session.outputs()) {
+    if names(original.inputs()) == names(session.inputs())
+        && names(original.outputs()) == names(session.outputs())
+    {
         return Ok(());
     }
     let message = format!("step {index} ({}) changed the model's inputs or outputs", step.name());
     Err(Error::refused(Refusal::new(reason::FAILED, message), &steps::field(index, step)))
 }
 
-fn judge_step(bench: &Bench<'_>, session: &Session, report: &mut StepReport, stepped: &mut Stepped) -> Result<(), Error> {
+fn judge_step(
+    bench: &Bench<'_>,
+    session: &Session,
+    report: &mut StepReport,
+    stepped: &mut Stepped,
+) -> Result<(), Error> {
     let data = |refusal| Error::refused(refusal, FIELD_DATA);
     let answers = bench.judge.outputs(session).map_err(data)?;
     let judgement = bench.judge.compare(&bench.answers, &answers).map_err(data)?;
@@ -411,8 +439,9 @@ fn judge_gates(
         judgement: stepped.judgement.as_ref(),
         latency: stepped.evaluation.as_ref().map(|evaluation| &evaluation.latency),
     };
-    gates::check(gates, &measured)
-        .map_err(|error| Error::refused(Refusal::new(reason::RECIPE_INVALID, error.to_string()), FIELD_GATES))
+    gates::check(gates, &measured).map_err(|error| {
+        Error::refused(Refusal::new(reason::RECIPE_INVALID, error.to_string()), FIELD_GATES)
+    })
 }
 
 impl Compressed {

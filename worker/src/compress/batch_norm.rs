@@ -24,7 +24,8 @@ pub fn fold(
         graph::producers(graph).into_iter().map(|(name, at)| (name.to_owned(), at)).collect();
     let mut gone = HashSet::new();
     for at in 0..graph.node.len() {
-        let Some(norm) = graph.node.get(at).filter(|n| operators::is(n, "BatchNormalization")).cloned()
+        let Some(norm) =
+            graph.node.get(at).filter(|n| operators::is(n, "BatchNormalization")).cloned()
         else {
             continue;
         };
@@ -67,8 +68,10 @@ fn candidate(
         return Err("it normalises single positions (spatial=0)");
     }
     let affine = affine(norm, constants).ok_or("its parameters are no float constants")?;
-    let takes = |n: &&NodeProto| ["Conv", "ConvTranspose", "Gemm"].iter().any(|op| operators::is(n, op));
-    let layer = layer.filter(takes).ok_or("the node before it is no Conv, ConvTranspose or Gemm")?;
+    let takes =
+        |n: &&NodeProto| ["Conv", "ConvTranspose", "Gemm"].iter().any(|op| operators::is(n, op));
+    let layer =
+        layer.filter(takes).ok_or("the node before it is no Conv, ConvTranspose or Gemm")?;
     if !read_once {
         return Err("the value before it is read elsewhere too");
     }
@@ -168,7 +171,8 @@ fn scale_weights(layer: &NodeProto, dims: &[i64], values: &mut [f32], scale: &[f
             "ConvTranspose" => {
                 // Weights are [in, out / group, …]: the group follows from the input channel.
                 let groups = usize::try_from(int_of(layer, "group", 1)).unwrap_or(1).max(1);
-                let (row, column) = (index / (size(1) * inner).max(1), index / inner.max(1) % size(1).max(1));
+                let (row, column) =
+                    (index / (size(1) * inner).max(1), index / inner.max(1) % size(1).max(1));
                 row / (size(0) / groups).max(1) * size(1) + column
             }
             _ if int_of(layer, "transB", 0) != 0 => index / size(1).max(1),
@@ -183,7 +187,8 @@ fn scale_weights(layer: &NodeProto, dims: &[i64], values: &mut [f32], scale: &[f
 
 fn folded_bias(layer: &NodeProto, constants: &Constants, affine: &Affine) -> Vec<f32> {
     let old = constants.get(input(layer, 2)).and_then(weights::to_f32).unwrap_or_default();
-    let beta = if operators::is(layer, "Gemm") { f64::from(float_of(layer, "beta", 1.0)) } else { 1.0 };
+    let beta =
+        if operators::is(layer, "Gemm") { f64::from(float_of(layer, "beta", 1.0)) } else { 1.0 };
     affine
         .scale
         .iter()

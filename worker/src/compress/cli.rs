@@ -53,17 +53,23 @@ fn one_line(text: &str) -> String {
 }
 
 fn attempt(args: &Args) -> Result<(), Error> {
-    let here = |path: &Path| absolute(path).map_err(|source| Error::Io { act: "find the working directory", source });
+    let here = |path: &Path| {
+        absolute(path).map_err(|source| Error::Io { act: "find the working directory", source })
+    };
     let request = Request {
         recipe: read_recipe(&args.recipe)?,
         model: here(&args.model)?,
         data: args.data.as_deref().map(here).transpose()?,
         out: here(args.out.as_deref().unwrap_or(Path::new(".")))?,
-        threads: args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
-        program: trial::this_program().map_err(|source| Error::Io { act: "find this program", source })?,
+        threads: args
+            .threads
+            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
+        program: trial::this_program()
+            .map_err(|source| Error::Io { act: "find this program", source })?,
         budget: Budget::default(),
     };
-    let _empty = enter_empty_directory().map_err(|source| Error::Io { act: "make a scratch directory", source })?;
+    let _empty = enter_empty_directory()
+        .map_err(|source| Error::Io { act: "make a scratch directory", source })?;
     let mut stdout = std::io::stdout().lock();
     let text = if args.dry_run {
         plan(&request)?
@@ -75,7 +81,9 @@ fn attempt(args: &Args) -> Result<(), Error> {
             }
         })?)
     };
-    stdout.write_all(text.as_bytes()).map_err(|source| Error::Io { act: "print the result", source })
+    stdout
+        .write_all(text.as_bytes())
+        .map_err(|source| Error::Io { act: "print the result", source })
 }
 
 /// Reads a recipe file.
@@ -87,13 +95,16 @@ pub fn read_recipe(path: &Path) -> Result<Recipe, Error> {
         source_digest: None,
     };
     let shown = quoted(&path.to_string_lossy());
-    let text = std::fs::read_to_string(path).map_err(|error| refuse(format!("recipe {shown}: {error}")))?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| refuse(format!("recipe {shown}: {error}")))?;
     serde_yaml::from_str(&text).map_err(|error| refuse(format!("recipe {shown}: {error}")))
 }
 
 fn tell(progress: &Progress) {
     match progress {
-        Progress::Verified { size, digest } => eprintln!("verified {} {}", human_bytes(*size), digest.short()),
+        Progress::Verified { size, digest } => {
+            eprintln!("verified {} {}", human_bytes(*size), digest.short())
+        }
         Progress::Tried => eprintln!("loaded and ran once in a limited process"),
         Progress::Step { index, name } => eprintln!("step {}: {name} …", index + 1),
         Progress::Stepped { summary, size } => eprintln!("  {summary}; {}", human_bytes(*size)),
@@ -116,8 +127,15 @@ fn plan(request: &Request) -> Result<String, Error> {
         let (next, change) = steps::run(model, index, step)?;
         text.push_str(&format!("{}: {}\n", step.name(), change.summary()));
         for skipped in &change.skipped {
-            let nodes = if skipped.nodes.is_empty() { String::new() } else { format!(" ({}, …)", skipped.nodes.join(", ")) };
-            text.push_str(&one_line(&format!("  left alone: {} {}: {}{nodes}", skipped.count, skipped.op, skipped.reason)));
+            let nodes = if skipped.nodes.is_empty() {
+                String::new()
+            } else {
+                format!(" ({}, …)", skipped.nodes.join(", "))
+            };
+            text.push_str(&one_line(&format!(
+                "  left alone: {} {}: {}{nodes}",
+                skipped.count, skipped.op, skipped.reason
+            )));
             text.push('\n');
         }
         model = next;
@@ -132,21 +150,35 @@ fn table(compressed: &Compressed) -> String {
     let ratio = manifest.source.size as f64 / manifest.model.size.max(1) as f64;
     lines.push(format!(
         "size      {} -> {} ({ratio:.2}x smaller)",
-        human_bytes(manifest.source.size), human_bytes(manifest.model.size)
+        human_bytes(manifest.source.size),
+        human_bytes(manifest.model.size)
     ));
     for step in &manifest.steps {
         lines.push(format!("step      {}", super::step_line(step)));
         for skipped in &step.skipped {
-            lines.push(format!("          left alone: {} {}: {}", skipped.count, skipped.op, skipped.reason));
+            lines.push(format!(
+                "          left alone: {} {}: {}",
+                skipped.count, skipped.op, skipped.reason
+            ));
         }
     }
     if let Some(e) = &manifest.evaluation {
-        lines.push(format!("{:<9} {:.4} -> {:.4} on {} samples of {}", format!("{:?}", e.metric), e.original, e.compressed, e.samples, e.output));
+        lines.push(format!(
+            "{:<9} {:.4} -> {:.4} on {} samples of {}",
+            format!("{:?}", e.metric),
+            e.original,
+            e.compressed,
+            e.samples,
+            e.output
+        ));
         lines.push(format!("agreement {:.2} %, cosine {:.4}", 100.0 * e.agreement, e.cosine));
         lines.push(format!(
             "latency   {:.3} ms -> {:.3} ms ({:.2}x, {} pairs, batch {})",
-            1e3 * e.latency.original_seconds, 1e3 * e.latency.compressed_seconds,
-            e.latency.speedup, e.latency.pairs, e.latency.batch_size
+            1e3 * e.latency.original_seconds,
+            1e3 * e.latency.compressed_seconds,
+            e.latency.speedup,
+            e.latency.pairs,
+            e.latency.batch_size
         ));
     }
     for gate in &manifest.gates {

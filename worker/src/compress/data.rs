@@ -45,7 +45,11 @@ impl Samples {
     ///
     /// # Errors
     /// Which array is missing, too much, or of another type or shape than the model's input.
-    pub fn read(path: &Path, inputs: &[TensorSignature], most: Option<u64>) -> Result<Self, DataError> {
+    pub fn read(
+        path: &Path,
+        inputs: &[TensorSignature],
+        most: Option<u64>,
+    ) -> Result<Self, DataError> {
         Self::fit(evaluation(npz::read(path)?)?, inputs, most)
     }
 
@@ -60,7 +64,8 @@ impl Samples {
         let mut count = |name: &str, seen: usize| match &counted {
             Some((first, count)) if *count != seen => misfit(format!(
                 "array {} has {seen} samples, array {} has {count}",
-                quoted(name), quoted(first)
+                quoted(name),
+                quoted(first)
             )),
             Some(_) => Ok(()),
             None => {
@@ -70,10 +75,12 @@ impl Samples {
         };
         for input in inputs {
             let Some((_, array)) = arrays.iter().find(|(name, _)| *name == input.name) else {
-                let have: Vec<String> = arrays.iter().take(16).map(|(name, _)| quoted(name)).collect();
+                let have: Vec<String> =
+                    arrays.iter().take(16).map(|(name, _)| quoted(name)).collect();
                 return misfit(format!(
                     "there is no array for the model's input {}; the data hold {}",
-                    quoted(&input.name), have.join(", ")
+                    quoted(&input.name),
+                    have.join(", ")
                 ));
             };
             check(input, array)?;
@@ -92,7 +99,8 @@ impl Samples {
                 let names: Vec<String> = inputs.iter().map(|input| quoted(&input.name)).collect();
                 return misfit(format!(
                     "array {} is no input of the model, whose inputs are {}",
-                    quoted(name), names.join(", ")
+                    quoted(name),
+                    names.join(", ")
                 ));
             }
         }
@@ -113,7 +121,8 @@ impl Samples {
     }
 
     fn take_fixed(&mut self, input: &TensorSignature) -> Result<(), DataError> {
-        let fixed = input.shape.first().and_then(|dim| usize::try_from(*dim).ok()).filter(|dim| *dim > 0);
+        let fixed =
+            input.shape.first().and_then(|dim| usize::try_from(*dim).ok()).filter(|dim| *dim > 0);
         match (self.fixed, fixed) {
             (Some(one), Some(other)) if one != other => misfit(format!(
                 "input {} takes {other} samples at a time, another input {one}",
@@ -144,7 +153,10 @@ impl Samples {
 
     /// The inputs of the samples from `start`, `length` of them.
     pub fn inputs(&self, start: usize, length: usize) -> Vec<(&str, Tensor)> {
-        self.inputs.iter().map(|(name, array)| (name.as_str(), rows(array, start, length))).collect()
+        self.inputs
+            .iter()
+            .map(|(name, array)| (name.as_str(), rows(array, start, length)))
+            .collect()
     }
 }
 
@@ -177,8 +189,13 @@ fn evaluation(arrays: Vec<(String, Tensor)>) -> Result<Vec<(String, Tensor)>, Da
         return Ok(arrays);
     }
     if prefixed < arrays.len() {
-        let bare = arrays.iter().find(|(name, _)| split(name).is_none()).map_or("", |(name, _)| name);
-        return misfit(format!("array {} has none of the prefixes {}, others have", quoted(bare), SPLITS.join(", ")));
+        let bare =
+            arrays.iter().find(|(name, _)| split(name).is_none()).map_or("", |(name, _)| name);
+        return misfit(format!(
+            "array {} has none of the prefixes {}, others have",
+            quoted(bare),
+            SPLITS.join(", ")
+        ));
     }
     let chosen: Vec<(String, Tensor)> = arrays
         .into_iter()
@@ -192,7 +209,9 @@ fn check(input: &TensorSignature, array: &Tensor) -> Result<(), DataError> {
     if want != Some(array.datatype()) {
         return misfit(format!(
             "array {} is {}, the model's input is {}",
-            quoted(&input.name), array.datatype(), input.datatype
+            quoted(&input.name),
+            array.datatype(),
+            input.datatype
         ));
     }
     // The first dimension counts samples; a model that takes a fixed batch is fed several times.
@@ -203,9 +222,12 @@ fn check(input: &TensorSignature, array: &Tensor) -> Result<(), DataError> {
     if fits {
         return Ok(());
     }
-    let want: Vec<String> = input.shape.iter().map(|d| if *d < 0 { "?".into() } else { d.to_string() }).collect();
+    let want: Vec<String> =
+        input.shape.iter().map(|d| if *d < 0 { "?".into() } else { d.to_string() }).collect();
     misfit(format!(
         "array {} has shape {:?}, the model's input has [{}] (samples first)",
-        quoted(&input.name), array.shape(), want.join(", ")
+        quoted(&input.name),
+        array.shape(),
+        want.join(", ")
     ))
 }

@@ -51,7 +51,10 @@ pub fn quantize(
     }
     let skipped: HashSet<&String> = step.exclude.iter().collect();
     fits.retain(|table, _| {
-        !graph.node.iter().any(|n| is_lookup(n) && input(n, 0) == table && skipped.contains(&n.name))
+        !graph
+            .node
+            .iter()
+            .any(|n| is_lookup(n) && input(n, 0) == table && skipped.contains(&n.name))
     });
     replace(graph, &fits, step, names)
 }
@@ -62,7 +65,11 @@ fn is_lookup(node: &NodeProto) -> bool {
 }
 
 /// Whether `table` is an embedding table worth it; `None` for what is no table at all.
-fn table_fits(node: &NodeProto, table: &TensorProto, step: &Quantize) -> Option<Result<(), &'static str>> {
+fn table_fits(
+    node: &NodeProto,
+    table: &TensorProto,
+    step: &Quantize,
+) -> Option<Result<(), &'static str>> {
     let floats = table.data_type == DataType::Float as i32;
     if !floats || table.dims.len() != 2 {
         return None;

@@ -4,8 +4,21 @@ use lithe::artifact::Environment;
 
 /// Instruction sets that decide which integer kernels the runtime takes.
 const DECISIVE: [&str; 15] = [
-    "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "avx_vnni_int8",
-    "avx512_bf16", "amx_tile", "amx_int8", "asimd", "asimddp", "i8mm",
+    "avx",
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512bw",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx_vnni_int8",
+    "avx512_bf16",
+    "amx_tile",
+    "amx_int8",
+    "asimd",
+    "asimddp",
+    "i8mm",
 ];
 
 /// Describes this machine.
@@ -28,7 +41,8 @@ fn parse(text: &str) -> (String, Vec<String>) {
             keys.contains(&key.trim()).then(|| value.trim())
         })
     };
-    let flags: Vec<&str> = value(&["flags", "Features"]).unwrap_or_default().split_whitespace().collect();
+    let flags: Vec<&str> =
+        value(&["flags", "Features"]).unwrap_or_default().split_whitespace().collect();
     let isa = DECISIVE.iter().filter(|set| flags.contains(*set)).map(|set| (*set).to_owned());
     (value(&["model name", "CPU part"]).unwrap_or("unknown").to_owned(), isa.collect())
 }

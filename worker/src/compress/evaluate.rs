@@ -57,7 +57,8 @@ fn data_invalid(message: String) -> Refusal {
 }
 
 fn run_failed(error: &RuntimeError) -> Refusal {
-    let text: String = error.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let text: String =
+        error.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     data_invalid(format!("the model does not run on the evaluation data: {text}"))
 }
 
@@ -73,7 +74,9 @@ impl<'a> Judge<'a> {
         let output = judged_output(outputs, wanted)?;
         let labels = match (metric.needs_labels(), samples.label()) {
             (true, None) => {
-                return Err(data_invalid(format!("metric {metric:?} needs an array named label, and there is none")));
+                return Err(data_invalid(format!(
+                    "metric {metric:?} needs an array named label, and there is none"
+                )));
             }
             (true, Some(label)) => labels(label, samples.count())?,
             (false, _) => Vec::new(),
@@ -90,9 +93,13 @@ impl<'a> Judge<'a> {
         while start < self.samples.count() {
             let length = self.batch.min(self.samples.count() - start);
             let inputs = self.samples.inputs(start, length);
-            let pairs: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, tensor)| (*name, tensor)).collect();
-            let outputs = session.run(&pairs, &[&self.output]).map_err(|error| run_failed(&error))?;
-            let output = outputs.first().ok_or_else(|| data_invalid("the judged output did not come".into()))?;
+            let pairs: Vec<(&str, &Tensor)> =
+                inputs.iter().map(|(name, tensor)| (*name, tensor)).collect();
+            let outputs =
+                session.run(&pairs, &[&self.output]).map_err(|error| run_failed(&error))?;
+            let output = outputs
+                .first()
+                .ok_or_else(|| data_invalid("the judged output did not come".into()))?;
             self.append(&mut rows, output, length)?;
             start += length;
         }
@@ -102,14 +109,18 @@ impl<'a> Judge<'a> {
 
     fn append(&self, rows: &mut Rows, output: &Tensor, length: usize) -> Result<(), Refusal> {
         let Some(values) = output.to_f64() else {
-            return Err(data_invalid(format!("output {} is text, which cannot be judged", quoted(&self.output))));
+            return Err(data_invalid(format!(
+                "output {} is text, which cannot be judged",
+                quoted(&self.output)
+            )));
         };
         let width = values.len() / length.max(1);
         let first = output.shape().first().copied().unwrap_or(1);
         if first != length || width == 0 || (rows.width != 0 && rows.width != width) {
             return Err(data_invalid(format!(
                 "output {} has shape {:?} for {length} samples; it needs one row of the same length for each",
-                quoted(&self.output), output.shape()
+                quoted(&self.output),
+                output.shape()
             )));
         }
         if rows.values.len() + values.len() > MOST_NUMBERS {
@@ -136,7 +147,8 @@ impl<'a> Judge<'a> {
         if self.labels.len() != want {
             return Err(data_invalid(format!(
                 "array \"label\" has {} numbers, output {} needs {want}",
-                self.labels.len(), quoted(&self.output)
+                self.labels.len(),
+                quoted(&self.output)
             )));
         }
         let classes = match self.metric {
@@ -149,7 +161,8 @@ impl<'a> Judge<'a> {
         match self.labels.iter().position(|label| !inside(label)) {
             Some(at) => Err(data_invalid(format!(
                 "array \"label\" is {} at sample {at}, classes are 0 to {}",
-                self.labels.get(at).copied().unwrap_or_default(), classes - 1
+                self.labels.get(at).copied().unwrap_or_default(),
+                classes - 1
             ))),
             None => Ok(()),
         }
@@ -160,11 +173,14 @@ impl<'a> Judge<'a> {
     /// Samples for which the original itself gives no finite number judge nothing.
     pub fn compare(&self, original: &Rows, candidate: &Rows) -> Result<Judgement, Refusal> {
         if original.width != candidate.width || original.count() != candidate.count() {
-            return Err(data_invalid("original and compressed model give outputs of different shapes".into()));
+            return Err(data_invalid(
+                "original and compressed model give outputs of different shapes".into(),
+            ));
         }
         let finite = |row: &[f64]| row.iter().all(|value| value.is_finite());
         let keep: Vec<bool> = original.iter().map(finite).collect();
-        let broken = candidate.iter().zip(&keep).filter(|(row, keep)| **keep && !finite(row)).count();
+        let broken =
+            candidate.iter().zip(&keep).filter(|(row, keep)| **keep && !finite(row)).count();
         let (original, candidate) = (kept(original, &keep), kept(candidate, &keep));
         let per = self.labels.len() / keep.len().max(1);
         let labels: Vec<f64> = self
@@ -179,7 +195,9 @@ impl<'a> Judge<'a> {
         }
         let of = |metric, rows: &Rows| {
             metrics::value(metric, rows, &original, &labels).ok_or_else(|| {
-                data_invalid(format!("metric {metric:?} is not defined on these labels (one class only)"))
+                data_invalid(format!(
+                    "metric {metric:?} is not defined on these labels (one class only)"
+                ))
             })
         };
         let (before, value) = (of(self.metric, &original)?, of(self.metric, &candidate)?);
@@ -196,12 +214,19 @@ impl<'a> Judge<'a> {
         })
     }
 
-    fn drop(&self, original: &Rows, candidate: &Rows, labels: &[f64], fell: f64) -> (f64, Option<f64>) {
+    fn drop(
+        &self,
+        original: &Rows,
+        candidate: &Rows,
+        labels: &[f64],
+        fell: f64,
+    ) -> (f64, Option<f64>) {
         let sign = if self.metric.larger_is_better() { 1.0 } else { -1.0 };
         let scores = |rows| metrics::scores(self.metric, rows, original, labels);
         match scores(original).zip(scores(candidate)) {
             Some((before, after)) => {
-                let differences: Vec<f64> = before.iter().zip(&after).map(|(a, b)| sign * (a - b)).collect();
+                let differences: Vec<f64> =
+                    before.iter().zip(&after).map(|(a, b)| sign * (a - b)).collect();
                 let (mean, half) = metrics::interval(&differences);
                 (mean, Some(half))
             }
@@ -211,22 +236,27 @@ impl<'a> Judge<'a> {
 }
 
 fn kept(rows: &Rows, keep: &[bool]) -> Rows {
-    let values = rows.iter().zip(keep).filter(|(_, keep)| **keep).flat_map(|(row, _)| row.iter().copied());
+    let values =
+        rows.iter().zip(keep).filter(|(_, keep)| **keep).flat_map(|(row, _)| row.iter().copied());
     Rows { values: values.collect(), width: rows.width, classes: rows.classes }
 }
 
 /// The output that the recipe names, else the last one with floats, else the last.
 fn judged_output(outputs: &[TensorSignature], wanted: Option<&str>) -> Result<String, Refusal> {
-    let floats = |output: &&TensorSignature| matches!(output.datatype.as_str(), "FP16" | "BF16" | "FP32" | "FP64");
+    let floats = |output: &&TensorSignature| {
+        matches!(output.datatype.as_str(), "FP16" | "BF16" | "FP32" | "FP64")
+    };
     let chosen = match wanted {
         Some(name) => outputs.iter().find(|output| output.name == name),
         None => outputs.iter().rfind(floats).or(outputs.last()),
     };
     chosen.map(|output| output.name.clone()).ok_or_else(|| {
-        let names: Vec<String> = outputs.iter().take(16).map(|output| quoted(&output.name)).collect();
+        let names: Vec<String> =
+            outputs.iter().take(16).map(|output| quoted(&output.name)).collect();
         let message = format!(
             "evaluation.output is {}, the model's outputs are {}",
-            quoted(wanted.unwrap_or_default()), names.join(", ")
+            quoted(wanted.unwrap_or_default()),
+            names.join(", ")
         );
         Refusal::new(reason::RECIPE_INVALID, message)
     })

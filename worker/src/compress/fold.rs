@@ -17,13 +17,32 @@ const LARGEST: u64 = 256 << 20;
 /// Operators whose result is no larger than all their inputs together: each element is moved,
 /// converted or combined with one of the same place.
 const BOUNDED: [&str; 22] = [
-    "Cast", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Concat", "Slice", "Gather", "Shape",
-    "Size", "Neg", "Sqrt", "Abs", "Floor", "Ceil", "Not", "Reciprocal", "Exp", "Log", "Relu", "Identity",
+    "Cast",
+    "Reshape",
+    "Transpose",
+    "Squeeze",
+    "Unsqueeze",
+    "Flatten",
+    "Concat",
+    "Slice",
+    "Gather",
+    "Shape",
+    "Size",
+    "Neg",
+    "Sqrt",
+    "Abs",
+    "Floor",
+    "Ceil",
+    "Not",
+    "Reciprocal",
+    "Exp",
+    "Log",
+    "Relu",
+    "Identity",
 ];
 /// Operators that broadcast two inputs: at most the product of the larger dimensions.
-const BROADCAST: [&str; 12] = [
-    "Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "Equal", "Greater", "Less", "And", "Or",
-];
+const BROADCAST: [&str; 12] =
+    ["Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "Equal", "Greater", "Less", "And", "Or"];
 
 /// Folds the nodes of `graph` in order; returns how many. `imports` are the model's operator sets.
 pub fn fold(
@@ -38,7 +57,8 @@ pub fn fold(
     let mut made = Vec::new();
     graph.node.retain(|node| {
         let Some(results) = evaluate(node, &known, &outputs, model, run) else { return true };
-        let replaced: u64 = node.input.iter().filter_map(|name| known.get(name)).map(weights::size).sum();
+        let replaced: u64 =
+            node.input.iter().filter_map(|name| known.get(name)).map(weights::size).sum();
         let growth = results.iter().map(weights::size).sum::<u64>().saturating_sub(replaced);
         if grown + growth > GROWTH {
             return true;
@@ -80,8 +100,9 @@ fn evaluate(
         return None;
     }
     let tensors = run(&alone(node, &inputs, model))?;
-    (tensors.len() == named.len())
-        .then(|| named.iter().zip(&tensors).map(|(name, t)| weights::from_tensor(name, t)).collect())
+    (tensors.len() == named.len()).then(|| {
+        named.iter().zip(&tensors).map(|(name, t)| weights::from_tensor(name, t)).collect()
+    })
 }
 
 /// The most bytes that `node` can produce from constants of these shapes; `None` for operators that
@@ -89,7 +110,8 @@ fn evaluate(
 fn bound(node: &NodeProto, inputs: &[&TensorProto], known: &Constants) -> Option<u64> {
     let op = node.op_type.as_str();
     // Eight bytes is the widest element that a Cast can make.
-    let all: u64 = inputs.iter().map(|tensor| weights::count(tensor)).sum::<u64>().saturating_add(64);
+    let all: u64 =
+        inputs.iter().map(|tensor| weights::count(tensor)).sum::<u64>().saturating_add(64);
     if op == "Gather" {
         let (data, indices) = (inputs.first()?, inputs.get(1)?);
         let axis = int_of(node, "axis", 0);
@@ -106,7 +128,8 @@ fn bound(node: &NodeProto, inputs: &[&TensorProto], known: &Constants) -> Option
             let dim = |t: &&&TensorProto| t.dims.iter().rev().nth(from_end).copied().unwrap_or(1);
             inputs.iter().map(|tensor| dim(&tensor)).max().unwrap_or(1)
         });
-        let count = widest.map(|dim| u64::try_from(dim).unwrap_or(0)).try_fold(1_u64, u64::checked_mul)?;
+        let count =
+            widest.map(|dim| u64::try_from(dim).unwrap_or(0)).try_fold(1_u64, u64::checked_mul)?;
         return count.checked_mul(8);
     }
     if op == "ConstantOfShape" || op == "Expand" {

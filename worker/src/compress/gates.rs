@@ -44,14 +44,21 @@ pub fn check(gates: &Gates, measured: &Measured<'_>) -> Result<Vec<GateResult>, 
         if let Some(bound) = &gates.max_drop {
             let (drop, half) = judgement.drop;
             let interval = half.map_or_else(String::new, |half| {
-                format!(" (95 % interval {:.3} to {:.3})", 100.0 * (drop - half), 100.0 * (drop + half))
+                format!(
+                    " (95 % interval {:.3} to {:.3})",
+                    100.0 * (drop - half),
+                    100.0 * (drop + half)
+                )
             });
             results.push(GateResult {
                 gate: "maxDrop".into(),
                 bound: bound.to_string(),
                 measured: format!(
                     "{:?} {:.4} to {:.4}, a drop of {:.3} points{interval}",
-                    gates.metric, judgement.original, judgement.value, 100.0 * drop
+                    gates.metric,
+                    judgement.original,
+                    judgement.value,
+                    100.0 * drop
                 ),
                 // Sums of a thousand rounded terms differ in the last digits.
                 passed: drop <= bound.fraction()? + 1e-12,
@@ -94,7 +101,9 @@ pub fn failures(results: &[GateResult]) -> Option<String> {
     let failed: Vec<String> = results
         .iter()
         .filter(|result| !result.passed)
-        .map(|result| format!("gate {} is {}, measured {}", result.gate, result.bound, result.measured))
+        .map(|result| {
+            format!("gate {} is {}, measured {}", result.gate, result.bound, result.measured)
+        })
         .collect();
     (!failed.is_empty()).then(|| failed.join("; "))
 }

@@ -27,7 +27,12 @@ pub enum Channels {
 /// Quantizes `weights`, a row-major matrix with rows of `width` numbers. `reduced` keeps to 7 bits.
 ///
 /// Returns `None` when a weight is NaN or infinite.
-pub fn quantize(weights: &[f32], width: usize, channels: Channels, reduced: bool) -> Option<Quantized> {
+pub fn quantize(
+    weights: &[f32],
+    width: usize,
+    channels: Channels,
+    reduced: bool,
+) -> Option<Quantized> {
     let width = width.max(1);
     let count = match channels {
         Channels::One => 1,
@@ -71,11 +76,7 @@ pub fn quantize(weights: &[f32], width: usize, channels: Channels, reduced: bool
 /// The larger magnitude; NaN wins, so that it is seen.
 fn greater(a: f32, b: f32) -> f32 {
     let b = b.abs();
-    if a.is_nan() || b.is_nan() {
-        f32::NAN
-    } else {
-        a.max(b)
-    }
+    if a.is_nan() || b.is_nan() { f32::NAN } else { a.max(b) }
 }
 
 fn scale(largest: f32, reduced: bool) -> f32 {

@@ -26,7 +26,8 @@ pub fn measure(
     let batches = samples.count() / batch.max(1);
     let time = |session: &Session, pair: usize| {
         let inputs = samples.inputs(pair % batches.max(1) * batch, batch);
-        let inputs: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, tensor)| (*name, tensor)).collect();
+        let inputs: Vec<(&str, &Tensor)> =
+            inputs.iter().map(|(name, tensor)| (*name, tensor)).collect();
         let start = Instant::now();
         session.run(&inputs, &[])?;
         Ok::<f64, RuntimeError>(start.elapsed().as_secs_f64())
@@ -62,7 +63,11 @@ fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     let at = |index: usize| values.get(index).copied().unwrap_or(0.0);
-    if values.len() % 2 == 1 { at(middle) } else { (at(middle.saturating_sub(1)) + at(middle)) / 2.0 }
+    if values.len() % 2 == 1 {
+        at(middle)
+    } else {
+        (at(middle.saturating_sub(1)) + at(middle)) / 2.0
+    }
 }
 
 #[cfg(test)]

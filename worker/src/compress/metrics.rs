@@ -38,9 +38,10 @@ impl Rows {
             [class] if self.classes => *class as i64,
             [score] => i64::from(*score > 0.5),
             _ => {
-                let best = row.iter().enumerate().fold((0, f64::NEG_INFINITY), |best, (at, value)| {
-                    if *value > best.1 { (at, *value) } else { best }
-                });
+                let best =
+                    row.iter().enumerate().fold((0, f64::NEG_INFINITY), |best, (at, value)| {
+                        if *value > best.1 { (at, *value) } else { best }
+                    });
                 best.0 as i64
             }
         }
@@ -61,19 +62,26 @@ impl Rows {
 pub fn scores(metric: Metric, rows: &Rows, original: &Rows, labels: &[f64]) -> Option<Vec<f64>> {
     let truth = |yes: bool| f64::from(u8::from(yes));
     match metric {
-        Metric::Accuracy => {
-            Some(rows.chosen().iter().zip(labels).map(|(c, label)| truth(*c as f64 == *label)).collect())
-        }
-        Metric::Top5Accuracy => {
-            Some(rows.iter().zip(labels).map(|(row, label)| truth(in_top_five(row, *label))).collect())
-        }
+        Metric::Accuracy => Some(
+            rows.chosen().iter().zip(labels).map(|(c, label)| truth(*c as f64 == *label)).collect(),
+        ),
+        Metric::Top5Accuracy => Some(
+            rows.iter().zip(labels).map(|(row, label)| truth(in_top_five(row, *label))).collect(),
+        ),
         Metric::Agreement => {
             Some(rows.chosen().iter().zip(original.chosen()).map(|(a, b)| truth(*a == b)).collect())
         }
-        Metric::Cosine => Some(rows.iter().zip(original.iter()).map(|(a, b)| cosine(a, b)).collect()),
+        Metric::Cosine => {
+            Some(rows.iter().zip(original.iter()).map(|(a, b)| cosine(a, b)).collect())
+        }
         Metric::MeanSquaredError => {
             let wide = labels.chunks(rows.width.max(1));
-            Some(rows.iter().zip(wide).map(|(a, b)| squared_error(a, b) / rows.width as f64).collect())
+            Some(
+                rows.iter()
+                    .zip(wide)
+                    .map(|(a, b)| squared_error(a, b) / rows.width as f64)
+                    .collect(),
+            )
         }
         Metric::F1 | Metric::AUC | Metric::SignalToNoise => None,
     }
@@ -94,9 +102,10 @@ pub fn value(metric: Metric, rows: &Rows, original: &Rows, labels: &[f64]) -> Op
 fn in_top_five(row: &[f64], label: f64) -> bool {
     let Some(score) = row.get(label as usize) else { return false };
     // Equal scores rank by their class, as a stable sort does.
-    let before = row.iter().enumerate().filter(|(at, value)| {
-        **value > *score || (**value == *score && (*at as f64) < label)
-    });
+    let before = row
+        .iter()
+        .enumerate()
+        .filter(|(at, value)| **value > *score || (**value == *score && (*at as f64) < label));
     before.count() < 5
 }
 
@@ -125,7 +134,11 @@ pub fn signal_to_noise(rows: &Rows, original: &Rows) -> f64 {
     if noise == 0.0 {
         return EQUAL_DB;
     }
-    if signal == 0.0 { -EQUAL_DB } else { (10.0 * (signal / noise).log10()).clamp(-EQUAL_DB, EQUAL_DB) }
+    if signal == 0.0 {
+        -EQUAL_DB
+    } else {
+        (10.0 * (signal / noise).log10()).clamp(-EQUAL_DB, EQUAL_DB)
+    }
 }
 
 /// The F1 score averaged over every class that was chosen or is a label (scikit-learn's `macro`).
@@ -146,7 +159,8 @@ fn f1(chosen: &[i64], labels: &[f64]) -> f64 {
 /// second output, or the only one.
 fn auc(rows: &Rows, labels: &[f64]) -> Option<f64> {
     let score = |row: &[f64]| row.get(1).or(row.first()).copied().unwrap_or(0.0);
-    let mut pairs: Vec<(f64, bool)> = rows.iter().map(score).zip(labels.iter().map(|l| *l > 0.5)).collect();
+    let mut pairs: Vec<(f64, bool)> =
+        rows.iter().map(score).zip(labels.iter().map(|l| *l > 0.5)).collect();
     pairs.sort_by(|a, b| a.0.total_cmp(&b.0));
     let positives = pairs.iter().filter(|(_, positive)| *positive).count() as f64;
     let negatives = pairs.len() as f64 - positives;
@@ -167,7 +181,8 @@ fn auc(rows: &Rows, labels: &[f64]) -> Option<f64> {
 pub fn interval(differences: &[f64]) -> (f64, f64) {
     let count = differences.len() as f64;
     let mean = differences.iter().sum::<f64>() / count.max(1.0);
-    let variance = differences.iter().map(|d| (d - mean) * (d - mean)).sum::<f64>() / (count - 1.0).max(1.0);
+    let variance =
+        differences.iter().map(|d| (d - mean) * (d - mean)).sum::<f64>() / (count - 1.0).max(1.0);
     (mean, 1.96 * (variance / count.max(1.0)).sqrt())
 }
 
@@ -202,7 +217,8 @@ mod tests {
     #[test]
     fn f1_is_the_mean_over_classes() {
         // sklearn.metrics.f1_score([0,1,2,0,1,2], [0,2,1,0,0,1], average='macro') is 0.26666…
-        let chosen = rows(3, &[1., 0., 0., 0., 0., 1., 0., 1., 0., 1., 0., 0., 1., 0., 0., 0., 1., 0.]);
+        let chosen =
+            rows(3, &[1., 0., 0., 0., 0., 1., 0., 1., 0., 1., 0., 0., 1., 0., 0., 0., 1., 0.]);
         let f1 = value(Metric::F1, &chosen, &chosen, &[0., 1., 2., 0., 1., 2.]).unwrap();
         assert!((f1 - 0.8 / 3.0).abs() < 1e-12, "{f1}");
     }
@@ -220,6 +236,8 @@ mod tests {
     #[test]
     fn the_interval_is_paired() {
         let (mean, half) = interval(&[0.0, 0.0, 1.0, 1.0]);
-        assert!((mean - 0.5).abs() < 1e-12 && (half - 1.96 * (1.0_f64 / 12.0).sqrt()).abs() < 1e-12);
+        assert!(
+            (mean - 0.5).abs() < 1e-12 && (half - 1.96 * (1.0_f64 / 12.0).sqrt()).abs() < 1e-12
+        );
     }
 }

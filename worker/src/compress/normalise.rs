@@ -8,7 +8,8 @@ use std::convert::Infallible;
 use crate::compress::change::Change;
 use crate::onnx::graph::{self, attribute, input, output};
 use crate::onnx::{
-    AttributeType, DataType, GraphProto, ModelProto, NodeProto, TensorProto, operators, walk, weights,
+    AttributeType, DataType, GraphProto, ModelProto, NodeProto, TensorProto, operators, walk,
+    weights,
 };
 
 /// Normalises `model`; see the module's description.
@@ -86,7 +87,9 @@ fn constant(node: &NodeProto) -> Option<TensorProto> {
             Some(weights::from_f32(name, &[attribute.floats.len() as i64], &attribute.floats))
         }
         "value_int" => Some(weights::from_i64(name, &[], &[attribute.i])),
-        "value_ints" => Some(weights::from_i64(name, &[attribute.ints.len() as i64], &attribute.ints)),
+        "value_ints" => {
+            Some(weights::from_i64(name, &[attribute.ints.len() as i64], &attribute.ints))
+        }
         "value_string" => Some(strings(std::slice::from_ref(&attribute.s), &[])),
         "value_strings" => Some(strings(&attribute.strings, &[attribute.strings.len() as i64])),
         _ => None,
@@ -172,7 +175,11 @@ fn deduplicate(graph: &mut GraphProto) -> u64 {
 
 /// Whether `node` is a Dropout that does nothing at inference: its mask is not read and nothing
 /// switches training on.
-pub fn is_idle_dropout(node: &NodeProto, readers: &HashMap<String, usize>, constants: &graph::Constants) -> bool {
+pub fn is_idle_dropout(
+    node: &NodeProto,
+    readers: &HashMap<String, usize>,
+    constants: &graph::Constants,
+) -> bool {
     if !operators::is(node, "Dropout") {
         return false;
     }

@@ -80,7 +80,10 @@ pub fn read(path: &Path) -> Result<Vec<(String, Tensor)>, NpzError> {
             return Err(NpzError::Array { name: name.to_owned(), what });
         }
         if arrays.iter().any(|(earlier, _)| earlier == name) {
-            return Err(NpzError::Array { name: name.to_owned(), what: "it is there twice".into() });
+            return Err(NpzError::Array {
+                name: name.to_owned(),
+                what: "it is there twice".into(),
+            });
         }
         let tensor = array(&mut file, &entry)
             .map_err(|what| NpzError::Array { name: name.to_owned(), what })?;
@@ -173,7 +176,8 @@ fn array(file: &mut BufReader<File>, entry: &Entry) -> Result<Tensor, String> {
     let mut local = [0; 30];
     file.seek(SeekFrom::Start(entry.offset)).map_err(damaged)?;
     file.read_exact(&mut local).map_err(damaged)?;
-    let skip = u16_at(&local, 26).zip(u16_at(&local, 28)).filter(|_| local.starts_with(b"PK\x03\x04"));
+    let skip =
+        u16_at(&local, 26).zip(u16_at(&local, 28)).filter(|_| local.starts_with(b"PK\x03\x04"));
     let (name, extra) = skip.ok_or("it is damaged: no local header")?;
     file.seek_relative(i64::from(name) + i64::from(extra)).map_err(damaged)?;
     let packed = file.take(entry.packed);
@@ -296,7 +300,8 @@ impl Kind {
     fn text(&self, item: &[u8]) -> Vec<u8> {
         if self.wide {
             let (chunks, _) = item.as_chunks::<4>();
-            let letters = chunks.iter().map(|c| char::from_u32(u32::from_le_bytes(*c)).unwrap_or('\u{fffd}'));
+            let letters =
+                chunks.iter().map(|c| char::from_u32(u32::from_le_bytes(*c)).unwrap_or('\u{fffd}'));
             let text: String = letters.collect();
             return text.trim_end_matches('\0').as_bytes().to_vec();
         }
@@ -315,7 +320,10 @@ fn parse_header(header: &str) -> Result<(Kind, Vec<usize>), String> {
     let descr = descr.strip_prefix('\'').and_then(|rest| rest.split('\'').next());
     let descr = descr.ok_or("it is a structured array; one plain type is needed")?;
     let kind = Kind::parse(descr).ok_or_else(|| {
-        format!("its type {} cannot be used (little-endian f2 f4 f8 i1-i8 u1-u8 bool S U can)", quoted(descr))
+        format!(
+            "its type {} cannot be used (little-endian f2 f4 f8 i1-i8 u1-u8 bool S U can)",
+            quoted(descr)
+        )
     })?;
     if !after("fortran_order").is_some_and(|order| order.starts_with("False")) {
         return Err("it is in Fortran order; save np.ascontiguousarray of it".into());

@@ -13,8 +13,16 @@ use crate::onnx::{
 
 /// Operators of the first sets that were withdrawn without a successor.
 const WITHDRAWN: [&str; 10] = [
-    "ATen", "Affine", "Crop", "DynamicSlice", "GRUUnit", "GivenTensorFill", "ImageScaler",
-    "ParametricSoftplus", "Scale", "ScaledTanh",
+    "ATen",
+    "Affine",
+    "Crop",
+    "DynamicSlice",
+    "GRUUnit",
+    "GivenTensorFill",
+    "ImageScaler",
+    "ParametricSoftplus",
+    "Scale",
+    "ScaledTanh",
 ];
 
 /// Upgrades `model` to operator set `to`, which is 13.
@@ -30,7 +38,8 @@ pub fn upgrade(model: &mut ModelProto, to: i64) -> Result<(), String> {
         return Err("it has functions of its own".into());
     }
     let Some(mut main) = model.graph.clone() else { return Ok(()) };
-    let mut upgrade = Upgrade { from, names: Names::of(&main), tensors: Vec::new(), nodes: Vec::new() };
+    let mut upgrade =
+        Upgrade { from, names: Names::of(&main), tensors: Vec::new(), nodes: Vec::new() };
     graph::scopes(&mut main, &Constants::new(), &mut |graph, seen| upgrade.graph(graph, seen))?;
     model.graph = Some(main);
     // Version 7 of the format came with operator set 13.
@@ -112,7 +121,9 @@ impl Upgrade {
 
     /// Turns the attribute `name` of `node` into its input number `at`.
     fn move_ints(&mut self, node: &mut NodeProto, name: &str, at: usize) {
-        let Some(values) = attribute(node, name).map(|attribute| attribute.ints.clone()) else { return };
+        let Some(values) = attribute(node, name).map(|attribute| attribute.ints.clone()) else {
+            return;
+        };
         self.append(node, name, at, |tensor| {
             weights::from_i64(tensor, &[values.len() as i64], &values)
         });
@@ -120,11 +131,17 @@ impl Upgrade {
     }
 
     /// Turns float attributes into scalar inputs, in order; absent ones stay absent.
-    fn move_floats(&mut self, node: &mut NodeProto, values: &[(&str, Option<f32>)]) -> Result<(), String> {
+    fn move_floats(
+        &mut self,
+        node: &mut NodeProto,
+        values: &[(&str, Option<f32>)],
+    ) -> Result<(), String> {
         for (name, value) in values {
             let at = node.input.len();
             match value {
-                Some(value) => self.append(node, name, at, |tensor| weights::from_f32(tensor, &[], &[*value])),
+                Some(value) => {
+                    self.append(node, name, at, |tensor| weights::from_f32(tensor, &[], &[*value]))
+                }
                 None => node.input.push(String::new()),
             }
             drop_attribute(node, name);
@@ -135,7 +152,13 @@ impl Upgrade {
         Ok(())
     }
 
-    fn append(&mut self, node: &mut NodeProto, what: &str, at: usize, make: impl Fn(&str) -> TensorProto) {
+    fn append(
+        &mut self,
+        node: &mut NodeProto,
+        what: &str,
+        at: usize,
+        make: impl Fn(&str) -> TensorProto,
+    ) {
         let name = self.names.fresh(&format!("{}_{what}", output(node, 0)));
         node.input.resize(node.input.len().max(at), String::new());
         node.input.insert(at, name.clone());
@@ -155,7 +178,9 @@ impl Upgrade {
         let (source, result) = (input(&node, 0).to_owned(), output(&node, 0).to_owned());
         let [shape, flat, soft] =
             ["shape", "flat", "soft"].map(|what| self.names.fresh(&format!("{result}_{what}")));
-        let name = |what: &str| format!("{}_{what}", if node.name.is_empty() { &result } else { &node.name });
+        let name = |what: &str| {
+            format!("{}_{what}", if node.name.is_empty() { &result } else { &node.name })
+        };
         let mut flatten = graph::node("Flatten", &name("flatten"), &[&source], &[&flat]);
         flatten.attribute.push(int("axis", axis));
         let before = graph::node("Shape", &name("shape"), &[&source], &[&shape]);
@@ -166,7 +191,11 @@ impl Upgrade {
     }
 
     /// At inference Dropout hands its input on; what is left to check is that nobody reads the mask.
-    fn dropout(&mut self, mut node: NodeProto, read: &HashMap<String, usize>) -> Result<(), String> {
+    fn dropout(
+        &mut self,
+        mut node: NodeProto,
+        read: &HashMap<String, usize>,
+    ) -> Result<(), String> {
         if read.contains_key(output(&node, 1)) && !output(&node, 1).is_empty() {
             return Err("Dropout whose mask is read has no rewrite".into());
         }
@@ -270,7 +299,11 @@ mod tests {
     #[test]
     fn clip_keeps_an_absent_minimum_absent() {
         let mut node = graph::node("Clip", "c", &["x"], &["y"]);
-        node.attribute.push(AttributeProto { name: "max".into(), f: 6.0, ..AttributeProto::default() });
+        node.attribute.push(AttributeProto {
+            name: "max".into(),
+            f: 6.0,
+            ..AttributeProto::default()
+        });
         let mut model = model(7, node);
         upgrade(&mut model, 13).unwrap();
         let graph = model.graph.as_ref().unwrap();

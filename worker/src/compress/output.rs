@@ -28,7 +28,10 @@ fn io(act: &'static str) -> impl Fn(std::io::Error) -> Error {
 pub fn digest_file(path: &Path) -> Result<Digest, Error> {
     use lithe::names::reason;
     let mut file = File::open(path).map_err(|error| Error::Refused {
-        refusal: crate::onnx::Refusal::new(reason::SOURCE_NOT_FOUND, format!("the data file cannot be opened: {error}")),
+        refusal: crate::onnx::Refusal::new(
+            reason::SOURCE_NOT_FOUND,
+            format!("the data file cannot be opened: {error}"),
+        ),
         field: Some("spec.compression.data".into()),
         source_digest: None,
     })?;
@@ -76,5 +79,7 @@ fn put(directory: &Path, path: &Path, bytes: &[u8]) -> Result<(), Error> {
     file.write_all(bytes).map_err(io("write the artifact"))?;
     file.as_file().sync_all().map_err(io("write the artifact"))?;
     file.persist(path).map_err(|error| io("write the artifact")(error.error))?;
-    File::open(directory).and_then(|directory| directory.sync_all()).map_err(io("write the artifact"))
+    File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(io("write the artifact"))
 }

@@ -59,7 +59,11 @@ pub fn quantize_dynamic(
     change.did(counts.gather, "Gather");
     if change.matched == 0 {
         let all: u64 = change.skipped.iter().map(|skipped| skipped.count).sum();
-        let why = if all == 0 { "it has no MatMul, Gemm or embedding".into() } else { change.skipped_line() };
+        let why = if all == 0 {
+            "it has no MatMul, Gemm or embedding".into()
+        } else {
+            change.skipped_line()
+        };
         return Err(recipe_invalid(format!("quantize.dynamic matched 0 of {all} nodes: {why}")));
     }
     Ok((model, change))
@@ -74,7 +78,9 @@ fn check_excluded(model: &ModelProto, exclude: &[String]) -> Result<(), Refusal>
         });
     }
     match exclude.iter().find(|name| !names.contains(name.as_str())) {
-        Some(name) => Err(recipe_invalid(format!("exclude names {}, and no node is called so", quoted(name)))),
+        Some(name) => {
+            Err(recipe_invalid(format!("exclude names {}, and no node is called so", quoted(name))))
+        }
         None => Ok(()),
     }
 }
@@ -110,7 +116,12 @@ struct New {
 }
 
 impl Pass<'_> {
-    fn graph(&mut self, graph: &mut GraphProto, seen: &Constants, change: &mut Change) -> Result<(), Refusal> {
+    fn graph(
+        &mut self,
+        graph: &mut GraphProto,
+        seen: &Constants,
+        change: &mut Change,
+    ) -> Result<(), Refusal> {
         let mut new = New::default();
         for node in std::mem::take(&mut graph.node) {
             let excluded = self.step.exclude.contains(&node.name);
@@ -138,7 +149,8 @@ impl Pass<'_> {
         graph.node = new.nodes;
         graph.initializer.extend(new.tensors);
         if self.step.embeddings == Embeddings::PerRow {
-            self.counts.gather += embeddings::quantize(graph, seen, self.step, &mut self.names, change)?;
+            self.counts.gather +=
+                embeddings::quantize(graph, seen, self.step, &mut self.names, change)?;
         }
         Ok(())
     }
@@ -172,7 +184,13 @@ impl Pass<'_> {
     }
 
     /// DynamicQuantizeLinear -> MatMulInteger -> Cast -> Mul [-> Add].
-    fn replace(&mut self, node: NodeProto, weight: &TensorProto, seen: &Constants, new: &mut New) -> Result<(), Refusal> {
+    fn replace(
+        &mut self,
+        node: NodeProto,
+        weight: &TensorProto,
+        seen: &Constants,
+        new: &mut New,
+    ) -> Result<(), Refusal> {
         let gemm = node.op_type == "Gemm";
         let transposed = gemm && int_of(&node, "transB", 0) != 0;
         let alpha = if gemm { float_of(&node, "alpha", 1.0) } else { 1.0 };
@@ -200,12 +218,23 @@ impl Pass<'_> {
             let name = self.names.fresh(&format!("{}_add", label(&node)));
             new.nodes.push(graph::node("Add", &name, &[&result, &bias], &[output(&node, 0)]));
         }
-        if gemm { self.counts.gemm += 1 } else { self.counts.matmul += 1 }
+        if gemm {
+            self.counts.gemm += 1
+        } else {
+            self.counts.matmul += 1
+        }
         Ok(())
     }
 
     /// Adds a node of one output, named after `origin`; returns the output's name.
-    fn emit(&mut self, op: &str, origin: &NodeProto, what: &str, inputs: &[&str], new: &mut New) -> String {
+    fn emit(
+        &mut self,
+        op: &str,
+        origin: &NodeProto,
+        what: &str,
+        inputs: &[&str],
+        new: &mut New,
+    ) -> String {
         let name = self.names.fresh(&format!("{}_{what}", label(origin)));
         let output = self.names.fresh(&format!("{name}_output"));
         new.nodes.push(graph::node(op, &name, inputs, &[&output]));
@@ -220,7 +249,12 @@ impl Pass<'_> {
         let triple = self.triple(name);
         let node_name = self.names.fresh(&format!("{name}_QuantizeLinear"));
         let outputs = [&triple.values, &triple.scale, &triple.zero];
-        new.nodes.push(graph::node("DynamicQuantizeLinear", &node_name, &[name], &outputs.map(String::as_str)));
+        new.nodes.push(graph::node(
+            "DynamicQuantizeLinear",
+            &node_name,
+            &[name],
+            &outputs.map(String::as_str),
+        ));
         new.activations.insert(name.to_owned(), triple.clone());
         triple
     }

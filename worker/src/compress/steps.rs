@@ -45,7 +45,8 @@ fn check_step(index: usize, step: &Step) -> Result<(), Error> {
     let set = [optimize.is_some(), prune.is_some(), finetune.is_some(), quantize.is_some()];
     let path = field(index, step);
     if set.iter().filter(|set| **set).count() != 1 {
-        let message = format!("step {index} is not exactly one of optimize, prune, finetune, quantize");
+        let message =
+            format!("step {index} is not exactly one of optimize, prune, finetune, quantize");
         return refuse(reason::RECIPE_INVALID, message, &path);
     }
     let unsupported = |what: &str, path: &str| {
@@ -59,7 +60,10 @@ fn check_step(index: usize, step: &Step) -> Result<(), Error> {
     }
     let Some(quantize) = quantize else { return Ok(()) };
     if quantize.mode != QuantizeMode::Dynamic {
-        return unsupported(&format!("quantize with mode {:?}", quantize.mode), &format!("{path}.mode"));
+        return unsupported(
+            &format!("quantize with mode {:?}", quantize.mode),
+            &format!("{path}.mode"),
+        );
     }
     for (given, name) in [
         (quantize.calibration.is_some(), "calibration"),

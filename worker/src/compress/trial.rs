@@ -60,7 +60,12 @@ pub fn trial(program: &Path, model: &[u8], limits: Limits) -> Result<(), Fault> 
     let words = tempfile::tempfile()?;
     let mut child = Command::new(program)
         .arg("trial")
-        .args(["--memory", &limits.memory.to_string(), "--processor", &limits.processor.to_string()])
+        .args([
+            "--memory",
+            &limits.memory.to_string(),
+            "--processor",
+            &limits.processor.to_string(),
+        ])
         .env("ORT_DISABLE_TELEMETRY", "1")
         .stdin(Stdio::from(file))
         .stdout(Stdio::from(words.try_clone()?))
@@ -113,7 +118,10 @@ fn said(mut words: File) -> std::io::Result<String> {
 
 fn verdict(status: Option<ExitStatus>, words: &str, limits: Limits) -> Result<(), Fault> {
     let Some(status) = status else {
-        let message = format!("loading and running the model once took more than {} s", limits.clock.as_secs());
+        let message = format!(
+            "loading and running the model once took more than {} s",
+            limits.clock.as_secs()
+        );
         return Err(Refusal::budget(message).into());
     };
     let refused = |reason, message: String| Err(Fault::Refused(Refusal::new(reason, message)));
@@ -123,14 +131,23 @@ fn verdict(status: Option<ExitStatus>, words: &str, limits: Limits) -> Result<()
             reason::RESOURCE_BUDGET,
             format!("loading the model takes more than {} bytes of memory: {words}", limits.memory),
         ),
-        (Some(EXIT_REFUSED), _) => refused(reason::RUNTIME_REFUSED, format!("ONNX Runtime refuses the model: {words}")),
-        (Some(code), _) => Err(Fault::Broken(std::io::Error::other(format!("it ended with code {code}: {words}")))),
+        (Some(EXIT_REFUSED), _) => {
+            refused(reason::RUNTIME_REFUSED, format!("ONNX Runtime refuses the model: {words}"))
+        }
+        (Some(code), _) => {
+            Err(Fault::Broken(std::io::Error::other(format!("it ended with code {code}: {words}"))))
+        }
         (None, Some(signal)) if signal == Signal::SIGXCPU as i32 => refused(
             reason::RESOURCE_BUDGET,
-            format!("loading and running the model once took more than {} s of processor time", limits.processor),
+            format!(
+                "loading and running the model once took more than {} s of processor time",
+                limits.processor
+            ),
         ),
         (None, signal) => {
-            let name = signal.and_then(|signal| Signal::try_from(signal).ok()).map_or("a signal", Signal::as_str);
+            let name = signal
+                .and_then(|signal| Signal::try_from(signal).ok())
+                .map_or("a signal", Signal::as_str);
             refused(reason::RUNTIME_CRASH, format!("ONNX Runtime crashed on the model ({name})"))
         }
     }
@@ -138,9 +155,16 @@ fn verdict(status: Option<ExitStatus>, words: &str, limits: Limits) -> Result<()
 
 fn out_of_memory(words: &str) -> bool {
     let words = words.to_lowercase();
-    ["bad_alloc", "failed to allocate", "out of memory", "cannot allocate", "allocation failed", "memory allocation"]
-        .iter()
-        .any(|sign| words.contains(sign))
+    [
+        "bad_alloc",
+        "failed to allocate",
+        "out of memory",
+        "cannot allocate",
+        "allocation failed",
+        "memory allocation",
+    ]
+    .iter()
+    .any(|sign| words.contains(sign))
 }
 
 /// The child's arguments. The model comes on standard input.
@@ -184,10 +208,12 @@ fn attempt(args: &Args) -> Result<(), Attempt> {
     let mut model = Vec::new();
     std::io::stdin().read_to_end(&mut model).map_err(|error| Attempt::Broken(error.to_string()))?;
     crate::runtime::preload().map_err(|error| Attempt::Broken(error.to_string()))?;
-    let session = Session::load(&model, Options::default()).map_err(|error| Attempt::Refused(error.to_string()))?;
+    let session = Session::load(&model, Options::default())
+        .map_err(|error| Attempt::Refused(error.to_string()))?;
     drop(model);
     let zeros: Vec<(String, Tensor)> = session.inputs().iter().filter_map(zeros).collect();
-    let inputs: Vec<(&str, &Tensor)> = zeros.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    let inputs: Vec<(&str, &Tensor)> =
+        zeros.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
     // Zeros need not make sense to the model, so its complaint proves nothing; a crash or a hang does.
     match session.run(&inputs, &[]) {
         Err(error) if out_of_memory(&error.to_string()) => Err(Attempt::Refused(error.to_string())),
@@ -197,12 +223,15 @@ fn attempt(args: &Args) -> Result<(), Attempt> {
 
 /// A tensor of zeros that fits `input`; free dimensions are 1.
 fn zeros(input: &TensorSignature) -> Option<(String, Tensor)> {
-    let shape: Vec<usize> = input.shape.iter().map(|dim| usize::try_from(*dim).unwrap_or(1)).collect();
+    let shape: Vec<usize> =
+        input.shape.iter().map(|dim| usize::try_from(*dim).unwrap_or(1)).collect();
     let datatype = Datatype::from_name(&input.datatype)?;
     // A larger request would never come.
     let count = elements(&shape).filter(|count| *count <= 1 << 26)?;
     let tensor = match datatype.size() {
-        Some(size) => Tensor::new(datatype, shape, vec![0; count.checked_mul(size)?].into()).ok()?,
+        Some(size) => {
+            Tensor::new(datatype, shape, vec![0; count.checked_mul(size)?].into()).ok()?
+        }
         None => Tensor::from_strings(shape, &vec![""; count]).ok()?,
     };
     Some((input.name.clone(), tensor))

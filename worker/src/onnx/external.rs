@@ -40,7 +40,10 @@ impl Directory {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let root = nix::fcntl::open(path, flags, Mode::empty()).map_err(|errno| {
-            Refusal::new(reason::EXTERNAL_DATA_PATH, format!("the model's directory cannot be opened: {errno}"))
+            Refusal::new(
+                reason::EXTERNAL_DATA_PATH,
+                format!("the model's directory cannot be opened: {errno}"),
+            )
         })?;
         Ok(Self { root, files: BTreeMap::new() })
     }
@@ -62,7 +65,11 @@ impl Directory {
             .map_err(|_| Refusal::budget("external data exceed the address space"))?;
         let mut data = vec![0; length];
         opened.file.read_exact_at(&mut data, place.offset).map_err(|error| {
-            let message = format!("external file {} of tensor {} cannot be read: {error}", quoted(&place.location), quoted(name));
+            let message = format!(
+                "external file {} of tensor {} cannot be read: {error}",
+                quoted(&place.location),
+                quoted(name)
+            );
             Refusal::new(reason::EXTERNAL_DATA_RANGE, message)
         })?;
         Ok(data.into())
@@ -75,7 +82,10 @@ impl Directory {
             let (mut hasher, mut buffer) = (Sha256::new(), vec![0; 1 << 16]);
             loop {
                 let seen = opened.file.read(&mut buffer).map_err(|error| {
-                    Refusal::corrupt(format!("external file {} cannot be read: {error}", quoted(location)))
+                    Refusal::corrupt(format!(
+                        "external file {} cannot be read: {error}",
+                        quoted(location)
+                    ))
                 })?;
                 if seen == 0 {
                     break;
@@ -109,7 +119,8 @@ impl Opened {
         }
         let before = self.claimed.range(..=place.offset).next_back();
         let overlaps_before = before.is_some_and(|(offset, length)| offset + length > place.offset);
-        let overlaps_after = self.claimed.range(place.offset..).next().is_some_and(|(o, _)| *o < end);
+        let overlaps_after =
+            self.claimed.range(place.offset..).next().is_some_and(|(o, _)| *o < end);
         if overlaps_before || overlaps_after {
             return Err(wrong("which overlap another tensor's".into()));
         }
@@ -139,8 +150,11 @@ fn check_location(name: &str, location: &str) -> Result<(), Refusal> {
 }
 
 fn at(reason: &'static str, name: &str, location: &str, what: &str) -> Refusal {
-    let message =
-        format!("external data of tensor {} have the location {}, {what}", quoted(name), quoted(location));
+    let message = format!(
+        "external data of tensor {} have the location {}, {what}",
+        quoted(name),
+        quoted(location)
+    );
     Refusal::new(reason, message)
 }
 
@@ -155,10 +169,18 @@ fn open_beneath(root: &OwnedFd, name: &str, location: &str) -> Result<Opened, Re
         );
     let refuse = |reason, what: &str| at(reason, name, location, what);
     let file = openat2(root, location, how).map(File::from).map_err(|errno| match errno {
-        Errno::ELOOP => refuse(reason::EXTERNAL_DATA_NOT_REGULAR, "which is or crosses a symbolic link"),
-        Errno::ENXIO | Errno::ENODEV => refuse(reason::EXTERNAL_DATA_NOT_REGULAR, "which is no regular file"),
-        Errno::EXDEV => refuse(reason::EXTERNAL_DATA_PATH, "which leads out of the model's directory"),
-        Errno::ENOENT => refuse(reason::SOURCE_NOT_FOUND, "and there is no such file beside the model"),
+        Errno::ELOOP => {
+            refuse(reason::EXTERNAL_DATA_NOT_REGULAR, "which is or crosses a symbolic link")
+        }
+        Errno::ENXIO | Errno::ENODEV => {
+            refuse(reason::EXTERNAL_DATA_NOT_REGULAR, "which is no regular file")
+        }
+        Errno::EXDEV => {
+            refuse(reason::EXTERNAL_DATA_PATH, "which leads out of the model's directory")
+        }
+        Errno::ENOENT => {
+            refuse(reason::SOURCE_NOT_FOUND, "and there is no such file beside the model")
+        }
         errno => refuse(reason::EXTERNAL_DATA_PATH, &format!("which cannot be opened: {errno}")),
     })?;
     let metadata = file.metadata().map_err(|error| {

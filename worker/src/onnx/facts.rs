@@ -60,7 +60,9 @@ pub fn bits(data_type: i32) -> Option<u64> {
         D::Uint2 | D::Int2 => 2,
         D::Uint4 | D::Int4 | D::Float4e2m1 => 4,
         D::Uint8 | D::Int8 | D::Bool => 8,
-        D::Float8e4m3fn | D::Float8e4m3fnuz | D::Float8e5m2 | D::Float8e5m2fnuz | D::Float8e8m0 => 8,
+        D::Float8e4m3fn | D::Float8e4m3fnuz | D::Float8e5m2 | D::Float8e5m2fnuz | D::Float8e8m0 => {
+            8
+        }
         D::Uint16 | D::Int16 | D::Float16 | D::Bfloat16 => 16,
         D::Float | D::Int32 | D::Uint32 => 32,
         D::Int64 | D::Uint64 | D::Double | D::Complex64 => 64,
@@ -145,7 +147,9 @@ impl Facts {
         if self.dims.len() > budget.rank {
             let message = format!(
                 "tensor {} has {} dimensions, allowed are {}",
-                quoted(&self.name), self.dims.len(), budget.rank
+                quoted(&self.name),
+                self.dims.len(),
+                budget.rank
             );
             return Err(Refusal::budget(message));
         }
@@ -154,7 +158,11 @@ impl Facts {
             return self.check_strings(count, budget);
         }
         let Some(bits) = bits(self.data_type) else {
-            let message = format!("tensor {} has the unknown element type {}", quoted(&self.name), self.data_type);
+            let message = format!(
+                "tensor {} has the unknown element type {}",
+                quoted(&self.name),
+                self.data_type
+            );
             return Err(Refusal::corrupt(message));
         };
         let want = self.within(count.checked_mul(bits).map(|all| all.div_ceil(8)), budget)?;
@@ -169,7 +177,9 @@ impl Facts {
     fn check_strings(&self, count: u64, budget: &Budget) -> Result<Option<External>, Refusal> {
         self.within(count.checked_mul(8), budget)?;
         if self.external || self.raw > 0 || self.strings != count || self.typed != [0; 5] {
-            return Err(self.wrong_size(&format!("{count} strings"), &format!("{} strings", self.strings)));
+            return Err(
+                self.wrong_size(&format!("{count} strings"), &format!("{} strings", self.strings))
+            );
         }
         Ok(None)
     }
@@ -179,7 +189,9 @@ impl Facts {
             Some(want) if want <= budget.bytes => Ok(want),
             _ => Err(Refusal::budget(format!(
                 "tensor {} of shape {} is larger than the {} bytes allowed",
-                quoted(&self.name), shown(&self.dims), budget.bytes
+                quoted(&self.name),
+                shown(&self.dims),
+                budget.bytes
             ))),
         }
     }
@@ -201,7 +213,8 @@ impl Facts {
         if self.typed.get(field) == Some(&length) && numbers == length {
             return Ok(());
         }
-        Err(self.wrong_size(&format!("{length} numbers of its type"), &format!("{numbers} numbers")))
+        Err(self
+            .wrong_size(&format!("{length} numbers of its type"), &format!("{numbers} numbers")))
     }
 
     fn wrong_size(&self, want: &str, seen: &str) -> Refusal {
@@ -210,7 +223,8 @@ impl Facts {
             reason::TENSOR_SIZE,
             format!(
                 "tensor {} of shape {} and type {kind} needs {want} and holds {seen}",
-                quoted(&self.name), shown(&self.dims)
+                quoted(&self.name),
+                shown(&self.dims)
             ),
         )
     }
@@ -223,7 +237,8 @@ impl Facts {
                 let what = if twice { "twice" } else { "which is not known" };
                 let message = format!(
                     "external data of tensor {} have the key {} {what}",
-                    quoted(&self.name), quoted(key)
+                    quoted(&self.name),
+                    quoted(key)
                 );
                 return Err(Refusal::new(reason::EXTERNAL_DATA_KEY, message));
             }
@@ -242,7 +257,9 @@ impl Facts {
         let offset = self.number("offset")?.unwrap_or(0);
         let length = self.number("length")?.unwrap_or(want);
         if length != want {
-            return Err(self.wrong_size(&format!("{want} bytes"), &format!("{length} external bytes")));
+            return Err(
+                self.wrong_size(&format!("{want} bytes"), &format!("{length} external bytes"))
+            );
         }
         Ok(External { location: location.to_owned(), offset, length })
     }
@@ -259,7 +276,11 @@ impl Facts {
             }
             _ => Err(Refusal::new(
                 reason::EXTERNAL_DATA_RANGE,
-                format!("external data of tensor {} have the {key} {}", quoted(&self.name), quoted(text)),
+                format!(
+                    "external data of tensor {} have the {key} {}",
+                    quoted(&self.name),
+                    quoted(text)
+                ),
             )),
         }
     }

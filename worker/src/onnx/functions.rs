@@ -22,7 +22,10 @@ pub fn check(model: &ModelProto, budget: &Budget) -> Result<(), Refusal> {
     for (at, function) in model.functions.iter().enumerate() {
         let key = (function.domain.as_str(), function.name.as_str(), function.overload.as_str());
         if index.insert(key, at).is_some() {
-            return Err(Refusal::corrupt(format!("function {} is defined twice", quoted(&function.name))));
+            return Err(Refusal::corrupt(format!(
+                "function {} is defined twice",
+                quoted(&function.name)
+            )));
         }
     }
     let bodies: Vec<Body> =

@@ -146,9 +146,9 @@ pub fn sweep(graph: &mut GraphProto) -> (u64, u64) {
     let mut keep = keep.into_iter();
     graph.node.retain(|_| keep.next().unwrap_or(true));
     graph.initializer.retain(|tensor| live.contains(&tensor.name));
-    graph.sparse_initializer.retain(|sparse| {
-        sparse.values.as_ref().is_some_and(|values| live.contains(&values.name))
-    });
+    graph
+        .sparse_initializer
+        .retain(|sparse| sparse.values.as_ref().is_some_and(|values| live.contains(&values.name)));
     let left: HashSet<&str> =
         graph.node.iter().flat_map(|node| node.output.iter().map(String::as_str)).collect();
     graph.value_info.retain(|value| left.contains(value.name.as_str()));
@@ -170,7 +170,12 @@ pub fn node(op: &str, name: &str, inputs: &[&str], outputs: &[&str]) -> NodeProt
 
 /// An integer attribute.
 pub fn int(name: &str, i: i64) -> AttributeProto {
-    AttributeProto { name: name.to_owned(), i, r#type: AttributeType::Int as i32, ..AttributeProto::default() }
+    AttributeProto {
+        name: name.to_owned(),
+        i,
+        r#type: AttributeType::Int as i32,
+        ..AttributeProto::default()
+    }
 }
 
 /// An attribute with a list of integers.

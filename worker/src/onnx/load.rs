@@ -45,9 +45,14 @@ pub fn load(path: &Path, budget: &Budget) -> Result<Loaded, Refusal> {
         std::io::ErrorKind::NotFound => {
             Refusal::new(reason::SOURCE_NOT_FOUND, format!("there is no model file {shown}"))
         }
-        _ => Refusal::new(reason::SOURCE_NOT_FOUND, format!("the model file {shown} cannot be opened: {error}")),
+        _ => Refusal::new(
+            reason::SOURCE_NOT_FOUND,
+            format!("the model file {shown} cannot be opened: {error}"),
+        ),
     })?;
-    let unreadable = |error: std::io::Error| Refusal::corrupt(format!("the model file {shown} cannot be read: {error}"));
+    let unreadable = |error: std::io::Error| {
+        Refusal::corrupt(format!("the model file {shown} cannot be read: {error}"))
+    };
     let metadata = file.metadata().map_err(unreadable)?;
     if !metadata.is_file() {
         return Err(Refusal::corrupt(format!("{shown} is no regular file")));
@@ -76,10 +81,12 @@ pub fn parse(bytes: Bytes, directory: Option<&Path>, budget: &Budget) -> Result<
     let size = bytes.len() as u64;
     let head = bytes.get(..bytes.len().min(HEAD)).unwrap_or_default();
     sniff(head, size)?;
-    scan::scan(Cursor::new(&bytes[..]), size, budget).map_err(|refusal| saved_model(head, refusal))?;
+    scan::scan(Cursor::new(&bytes[..]), size, budget)
+        .map_err(|refusal| saved_model(head, refusal))?;
     let file_digest = Digest::of(&bytes);
-    let mut model = ModelProto::decode(bytes)
-        .map_err(|error| Refusal::corrupt(format!("the file is no ONNX model, or damaged: {error}")))?;
+    let mut model = ModelProto::decode(bytes).map_err(|error| {
+        Refusal::corrupt(format!("the file is no ONNX model, or damaged: {error}"))
+    })?;
     let mut files = Files { directory, opened: None, inlined: size };
     walk::tensors_mut(&mut model, &mut |tensor| files.inline(tensor, budget))?;
     walk::sparse_mut(&mut model, &mut |sparse| check_sparse(sparse, budget))?;
@@ -97,7 +104,8 @@ fn saved_model(head: &[u8], refusal: Refusal) -> Refusal {
     if !head.starts_with(&[0x08, 0x01, 0x12]) {
         return refusal;
     }
-    let message = format!("the file looks like a TensorFlow SavedModel, not ONNX; convert it ({refusal})");
+    let message =
+        format!("the file looks like a TensorFlow SavedModel, not ONNX; convert it ({refusal})");
     Refusal::new(reason::UNSUPPORTED_FORMAT, message)
 }
 
@@ -163,8 +171,11 @@ fn check_sparse(sparse: &mut SparseTensorProto, budget: &Budget) -> Result<(), R
     let dense = facts::elements(name, &sparse.dims)?;
     let bits = facts::bits(values.data_type).unwrap_or(64);
     if dense.checked_mul(bits).is_none_or(|all| all.div_ceil(8) > budget.bytes) {
-        let message =
-            format!("sparse tensor {} is larger than the {} bytes allowed", quoted(name), budget.bytes);
+        let message = format!(
+            "sparse tensor {} is larger than the {} bytes allowed",
+            quoted(name),
+            budget.bytes
+        );
         return Err(Refusal::budget(message));
     }
     let count = facts::elements(name, &values.dims)?;
@@ -175,7 +186,8 @@ fn check_sparse(sparse: &mut SparseTensorProto, budget: &Budget) -> Result<(), R
     if values.dims.len() != 1 || !fits || indices.data_type != super::DataType::Int64 as i32 {
         return Err(wrong("values and indices do not fit each other"));
     }
-    let positions = super::weights::to_i64(indices).ok_or_else(|| wrong("indices cannot be read"))?;
+    let positions =
+        super::weights::to_i64(indices).ok_or_else(|| wrong("indices cannot be read"))?;
     let inside = if linear {
         positions.iter().all(|at| u64::try_from(*at).is_ok_and(|at| at < dense))
     } else {

@@ -38,7 +38,9 @@ pub fn check(model: &ModelProto) -> Result<(), Refusal> {
         return Err(Refusal::new(reason::FORBIDDEN_OP, message));
     }
     if model.opset_import.is_empty() {
-        return Err(Refusal::corrupt("the model does not say which operator set it uses (opset_import)"));
+        return Err(Refusal::corrupt(
+            "the model does not say which operator set it uses (opset_import)",
+        ));
     }
     check_imports(&model.opset_import)?;
     let local: HashSet<(&str, &str)> =
@@ -57,7 +59,10 @@ pub fn check(model: &ModelProto) -> Result<(), Refusal> {
         walk::bodies(node).for_each(|body| walk::nodes(body, &mut visit));
     }
     found?;
-    model.functions.iter().try_for_each(|function: &FunctionProto| check_imports(&function.opset_import))
+    model
+        .functions
+        .iter()
+        .try_for_each(|function: &FunctionProto| check_imports(&function.opset_import))
 }
 
 fn check_imports(imports: &[OperatorSetIdProto]) -> Result<(), Refusal> {
@@ -82,7 +87,9 @@ fn check_node(node: &NodeProto, local: &HashSet<(&str, &str)>) -> Result<(), Ref
         let domain = if node.domain.is_empty() { "ai.onnx" } else { &node.domain };
         let message = format!(
             "node {} is {}:{}, {why}",
-            quoted(&node.name), quoted(domain), quoted(&node.op_type)
+            quoted(&node.name),
+            quoted(domain),
+            quoted(&node.op_type)
         );
         Err(Refusal::new(reason::FORBIDDEN_OP, message))
     };

@@ -32,7 +32,8 @@ fn order_graph(graph: &mut GraphProto, outer: &HashSet<String>) -> Result<(), Re
     let made = |name: &str| graph.node.iter().any(|node| node.output.iter().any(|o| o == name));
     for output in &graph.output {
         if !given.contains(&output.name) && !made(&output.name) {
-            let message = format!("the graph's output {} is produced by nothing", quoted(&output.name));
+            let message =
+                format!("the graph's output {} is produced by nothing", quoted(&output.name));
             return Err(Refusal::corrupt(message));
         }
     }
@@ -99,7 +100,8 @@ fn sorted(nodes: &[NodeProto], given: &HashSet<String>) -> Result<Vec<usize>, Re
         for name in reads(node) {
             match producer.get(name) {
                 Some(from) => {
-                    if let (Some(list), Some(count)) = (readers.get_mut(*from), waiting.get_mut(at)) {
+                    if let (Some(list), Some(count)) = (readers.get_mut(*from), waiting.get_mut(at))
+                    {
                         list.push(at);
                         *count += 1;
                     }
@@ -108,7 +110,9 @@ fn sorted(nodes: &[NodeProto], given: &HashSet<String>) -> Result<Vec<usize>, Re
                 None => {
                     let message = format!(
                         "node {} ({}) reads {}, which nothing produces",
-                        quoted(&node.name), quoted(&node.op_type), quoted(name)
+                        quoted(&node.name),
+                        quoted(&node.op_type),
+                        quoted(name)
                     );
                     return Err(Refusal::corrupt(message));
                 }

@@ -64,7 +64,10 @@ enum Field {
     /// One number.
     Number,
     /// Numbers of this many bytes each when decoded; 0 on the wire means variable.
-    Numbers { wire: u64, memory: u64 },
+    Numbers {
+        wire: u64,
+        memory: u64,
+    },
     /// Not in the format as we know it: skipped.
     Unknown,
 }
@@ -196,7 +199,10 @@ impl<R: BufRead + Seek> Scan<'_, R> {
             return Err(Refusal::budget(format!("the model has more than {} nodes", budget.nodes)));
         }
         if self.counts.tensors > budget.tensors {
-            return Err(Refusal::budget(format!("the model has more than {} tensors", budget.tensors)));
+            return Err(Refusal::budget(format!(
+                "the model has more than {} tensors",
+                budget.tensors
+            )));
         }
         self.grow(weight(message))
     }
@@ -259,7 +265,8 @@ impl<R: BufRead + Seek> Scan<'_, R> {
             let head = self.wire.bytes(self.wire.position() + 64)?;
             let message = format!(
                 "the name {} has {length} bytes, allowed are {}",
-                quoted(&String::from_utf8_lossy(&head)), self.budget.name
+                quoted(&String::from_utf8_lossy(&head)),
+                self.budget.name
             );
             return Err(Refusal::budget(message));
         }
@@ -268,7 +275,13 @@ impl<R: BufRead + Seek> Scan<'_, R> {
     }
 
     /// Skips a list of numbers, packed or single; returns how many there were.
-    fn numbers(&mut self, wire: u64, memory: u64, kind: WireType, end: u64) -> Result<u64, Refusal> {
+    fn numbers(
+        &mut self,
+        wire: u64,
+        memory: u64,
+        kind: WireType,
+        end: u64,
+    ) -> Result<u64, Refusal> {
         if kind != WireType::Delimited {
             self.wire.skip(kind, end)?;
             self.grow(2 * memory)?;
@@ -358,7 +371,8 @@ impl<R: BufRead + Seek> Scan<'_, R> {
         if length > self.budget.name {
             let message = format!(
                 "the name {} has {length} bytes, allowed are {}",
-                quoted(&text), self.budget.name
+                quoted(&text),
+                self.budget.name
             );
             return Err(Refusal::budget(message));
         }
@@ -378,7 +392,8 @@ impl<R: BufRead + Seek> Scan<'_, R> {
             }
         }
         if facts.entries.len() >= 16 {
-            let message = format!("external data of tensor {} have too many keys", quoted(&facts.name));
+            let message =
+                format!("external data of tensor {} have too many keys", quoted(&facts.name));
             return Err(Refusal::new(reason::EXTERNAL_DATA_KEY, message));
         }
         facts.entries.push((key, value));

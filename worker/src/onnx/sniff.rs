@@ -33,9 +33,9 @@ pub fn sniff(head: &[u8], size: u64) -> Result<(), Refusal> {
         return Err(Refusal::corrupt("the model file is empty"));
     }
     let seen = quoted_bytes(head);
-    let format = FORMATS.iter().find(|(at, magic, ..)| {
-        head.get(*at..).is_some_and(|rest| rest.starts_with(magic))
-    });
+    let format = FORMATS
+        .iter()
+        .find(|(at, magic, ..)| head.get(*at..).is_some_and(|rest| rest.starts_with(magic)));
     if let Some((_, _, what, mend)) = format {
         let message = format!("the file is {what}, not ONNX: it begins with {seen}; {mend}");
         return Err(Refusal::new(reason::UNSUPPORTED_FORMAT, message));
@@ -46,8 +46,10 @@ pub fn sniff(head: &[u8], size: u64) -> Result<(), Refusal> {
     }
     let text = head.trim_ascii_start();
     let lower: Vec<u8> = text.iter().take(16).map(u8::to_ascii_lowercase).collect();
-    if lower.starts_with(b"<!doctype") || lower.starts_with(b"<html") || lower.starts_with(b"<?xml") {
-        let what = "the file is a web page or XML, not ONNX (often an error page saved as the model)";
+    if lower.starts_with(b"<!doctype") || lower.starts_with(b"<html") || lower.starts_with(b"<?xml")
+    {
+        let what =
+            "the file is a web page or XML, not ONNX (often an error page saved as the model)";
         return Err(Refusal::corrupt(format!("{what}: it begins with {seen}")));
     }
     if text.starts_with(b"version https://git-lfs") {

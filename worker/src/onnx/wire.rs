@@ -49,7 +49,10 @@ impl<R: BufRead + Seek> Wire<R> {
     fn fill(&mut self, buffer: &mut [u8]) -> Result<(), Refusal> {
         self.reader.read_exact(buffer).map_err(|error| match error.kind() {
             ErrorKind::UnexpectedEof => self.truncated(),
-            _ => Refusal::corrupt(format!("the model cannot be read at byte {}: {error}", self.position)),
+            _ => Refusal::corrupt(format!(
+                "the model cannot be read at byte {}: {error}",
+                self.position
+            )),
         })?;
         self.position += buffer.len() as u64;
         Ok(())
@@ -99,7 +102,10 @@ impl<R: BufRead + Seek> Wire<R> {
 
     /// A refusal that says what stands at the current position.
     pub fn damaged(&self, what: &str) -> Refusal {
-        Refusal::corrupt(format!("the file is no ONNX model, or damaged: {what} at byte {}", self.position))
+        Refusal::corrupt(format!(
+            "the file is no ONNX model, or damaged: {what} at byte {}",
+            self.position
+        ))
     }
 
     /// The length of a delimited field, which must lie before `end`; returns where it ends.
@@ -149,7 +155,8 @@ impl<R: BufRead + Seek> Wire<R> {
 
     /// The bytes up to `stop`, of which the caller has made sure that they are few.
     pub fn bytes(&mut self, stop: u64) -> Result<Vec<u8>, Refusal> {
-        let length = usize::try_from(stop.saturating_sub(self.position)).map_err(|_| self.truncated())?;
+        let length =
+            usize::try_from(stop.saturating_sub(self.position)).map_err(|_| self.truncated())?;
         let mut buffer = vec![0; length];
         self.fill(&mut buffer)?;
         Ok(buffer)
@@ -160,7 +167,8 @@ impl<R: BufRead + Seek> Wire<R> {
         let mut count = 0;
         while self.position < stop {
             let left = usize::try_from(stop - self.position).unwrap_or(usize::MAX);
-            let chunk = self.reader.fill_buf().map_err(|_| Refusal::corrupt("the model cannot be read"))?;
+            let chunk =
+                self.reader.fill_buf().map_err(|_| Refusal::corrupt("the model cannot be read"))?;
             let seen = chunk.get(..chunk.len().min(left)).unwrap_or_default();
             count += seen.iter().filter(|byte| **byte & 0x80 == 0).count() as u64;
             let length = seen.len();
