@@ -54,7 +54,8 @@ impl<U: Message + Default> Decoder for CappedDecoder<U> {
         if let Some(what) = excess(&message) {
             return Err(Status::invalid_argument(format!("the message lists more than {what}")));
         }
-        let broken = |error| Status::invalid_argument(format!("the message cannot be read: {error}"));
+        let broken =
+            |error| Status::invalid_argument(format!("the message cannot be read: {error}"));
         U::decode(message).map(Some).map_err(broken)
     }
 }

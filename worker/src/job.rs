@@ -112,7 +112,8 @@ pub async fn job(options: &Options, compress: Compress) -> Result<Made, JobError
         data: data.map(|data| data.path),
         out: scratch.path().join("out"),
         threads: options.threads(),
-        program: std::env::current_exe().map_err(|source| JobError::local(Path::new("/proc/self/exe"), source))?,
+        program: std::env::current_exe()
+            .map_err(|source| JobError::local(Path::new("/proc/self/exe"), source))?,
         budget: Budget::default(),
     };
     let compressed = tokio::task::spawn_blocking(move || compress(&request))
@@ -163,12 +164,15 @@ async fn connect(options: &Options) -> Result<ArtifactStore, JobError> {
 
 async fn bring(options: &Options, from: &Source<'_>, target: &Path) -> Result<Fetched, JobError> {
     let failed = |source| JobError::Source { field: from.field, source };
-    let location = Location::parse(from.uri).and_then(|at| at.mounted(from.mount)).map_err(failed)?;
+    let location =
+        Location::parse(from.uri).and_then(|at| at.mounted(from.mount)).map_err(failed)?;
     let credentials = Credentials::new(from.credentials.cloned());
     // A source in the artifacts' own registry is reached as that registry is.
-    let plain_http = options.store.as_deref().filter(|_| options.store_plain_http).and_then(|store| {
-        store.strip_prefix("oci://").and_then(|rest| rest.split('/').next())
-    });
+    let plain_http = options
+        .store
+        .as_deref()
+        .filter(|_| options.store_plain_http)
+        .and_then(|store| store.strip_prefix("oci://").and_then(|rest| rest.split('/').next()));
     let mut request = Fetch::new(&location, &credentials);
     request.digest = from.digest;
     request.private = options.allow_private_sources;
@@ -183,7 +187,8 @@ async fn keep(
 ) -> Result<Made, JobError> {
     let Compressed { manifest, model, manifest_path, .. } = compressed;
     verify(model, &manifest.model.digest).await?;
-    let json = std::fs::read(manifest_path).map_err(|source| JobError::local(manifest_path, source))?;
+    let json =
+        std::fs::read(manifest_path).map_err(|source| JobError::local(manifest_path, source))?;
     let uri = store.put(&options.repository, model, &json).await.map_err(JobError::Store)?;
     tracing::info!(uri, digest = %manifest.model.digest, size = manifest.model.size, "kept");
     Ok(compressed.made(uri))

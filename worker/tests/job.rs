@@ -37,7 +37,11 @@ fn copy(request: &Request) -> Result<Compressed, Error> {
         source: Source { digest: loaded.digest, size: loaded.size, parameters: 1, opset: 17 },
         data,
         recipe: request.recipe.clone(),
-        model: File { name: MODEL_FILE.into(), digest: Digest::of(&model), size: model.len() as u64 },
+        model: File {
+            name: MODEL_FILE.into(),
+            digest: Digest::of(&model),
+            size: model.len() as u64,
+        },
         inputs: vec![],
         outputs: vec![],
         steps: vec![],
@@ -79,8 +83,18 @@ fn the_same_work_is_done_once() {
     let message = at("message");
     let model = at("m.onnx");
     let recipe = at("recipe.yaml");
-    let arguments = ["--model", &model, "--recipe", &recipe, "--store", &store, "--repository", "ns/n",
-        "--termination-message", &message];
+    let arguments = [
+        "--model",
+        &model,
+        "--recipe",
+        &recipe,
+        "--store",
+        &store,
+        "--repository",
+        "ns/n",
+        "--termination-message",
+        &message,
+    ];
     let made = || match Outcome::from_message(&std::fs::read_to_string(&message).unwrap()) {
         Some(Outcome::Made(made)) => *made,
         other => panic!("{other:?}"),
@@ -101,7 +115,9 @@ fn a_failed_compression_has_its_code_and_keeps_nothing() {
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     std::fs::write(at("m.onnx"), support::identity(1, &["n"])).unwrap();
     let (model, store) = (at("m.onnx"), format!("file://{}", at("store")));
-    for (compress, code) in [(corrupt as job::Compress, EXIT_REFUSED), (gate, EXIT_GATE_FAILED), (liar, 1)] {
+    for (compress, code) in
+        [(corrupt as job::Compress, EXIT_REFUSED), (gate, EXIT_GATE_FAILED), (liar, 1)]
+    {
         let arguments = ["--model", &model, "--store", &store, "--repository", "n"];
         assert_eq!(job::main(options(&arguments), compress), code);
         assert!(!Path::new(&at("store")).exists());
@@ -117,24 +133,57 @@ fn every_failure_is_told_with_its_field_and_code() {
     std::fs::create_dir(at("claim")).unwrap();
     std::fs::write(at("page.onnx"), "<!DOCTYPE html><html>").unwrap();
     let page = at("page.onnx");
-    let (model, bad, claim, message, none) = (at("m.onnx"), at("bad.yaml"), at("claim"), at("message"), at("none"));
+    let (model, bad, claim, message, none) =
+        (at("m.onnx"), at("bad.yaml"), at("claim"), at("message"), at("none"));
     let other = Digest::of("x").to_string();
     let cases: [(&[&str], i32, &str, Option<&str>); 8] = [
         (&["--model", &none], EXIT_REFUSED, reason::SOURCE_NOT_FOUND, Some("spec.model.uri")),
-        (&["--model", &model, "--model-digest", &other], EXIT_REFUSED, reason::DIGEST_MISMATCH, Some("spec.model.digest")),
-        (&["--model", "pvc://c/gone.onnx", "--model-mount", &claim], EXIT_REFUSED, reason::SOURCE_NOT_FOUND, Some("spec.model.uri")),
-        (&["--model", "https://127.0.0.1/m"], EXIT_REFUSED, reason::SOURCE_FORBIDDEN, Some("spec.model.uri")),
-        (&["--model", "az://container/m", "--model-credentials", &claim], EXIT_REFUSED, reason::SECRET_MISSING, Some("spec.model.credentialsSecret")),
-        (&["--model", &model, "--data", &none], EXIT_REFUSED, reason::SOURCE_NOT_FOUND, Some("spec.compression.data.uri")),
+        (
+            &["--model", &model, "--model-digest", &other],
+            EXIT_REFUSED,
+            reason::DIGEST_MISMATCH,
+            Some("spec.model.digest"),
+        ),
+        (
+            &["--model", "pvc://c/gone.onnx", "--model-mount", &claim],
+            EXIT_REFUSED,
+            reason::SOURCE_NOT_FOUND,
+            Some("spec.model.uri"),
+        ),
+        (
+            &["--model", "https://127.0.0.1/m"],
+            EXIT_REFUSED,
+            reason::SOURCE_FORBIDDEN,
+            Some("spec.model.uri"),
+        ),
+        (
+            &["--model", "az://container/m", "--model-credentials", &claim],
+            EXIT_REFUSED,
+            reason::SECRET_MISSING,
+            Some("spec.model.credentialsSecret"),
+        ),
+        (
+            &["--model", &model, "--data", &none],
+            EXIT_REFUSED,
+            reason::SOURCE_NOT_FOUND,
+            Some("spec.compression.data.uri"),
+        ),
         (&["--model", &page], EXIT_REFUSED, reason::CORRUPT, Some("spec.model")),
-        (&["--model", &model, "--recipe", &bad], EXIT_REFUSED, reason::RECIPE_INVALID, Some("spec.compression")),
+        (
+            &["--model", &model, "--recipe", &bad],
+            EXIT_REFUSED,
+            reason::RECIPE_INVALID,
+            Some("spec.compression"),
+        ),
     ];
     for (arguments, code, reason, field) in cases {
         let store = format!("file://{}", at("store"));
         let rest = ["--store", &store, "--repository", "n", "--termination-message", &message];
         assert_eq!(job::main(options(&[arguments, &rest].concat()), never), code, "{arguments:?}");
         let said = std::fs::read_to_string(&message).unwrap();
-        let Some(Outcome::Refused(refusal)) = Outcome::from_message(&said) else { panic!("{said}") };
+        let Some(Outcome::Refused(refusal)) = Outcome::from_message(&said) else {
+            panic!("{said}")
+        };
         assert_eq!((refusal.reason.as_str(), refusal.field.as_deref()), (reason, field), "{said}");
     }
 }

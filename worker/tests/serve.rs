@@ -80,13 +80,17 @@ async fn rest_and_grpc_give_the_runtimes_numbers() {
         let answer = infer(&running, body.to_string()).await;
         assert_eq!(answer.headers["content-type"], "application/json");
         let outputs = &answer.json()["outputs"];
-        assert_eq!(*outputs, json!([{"name": "Y", "datatype": "FP32", "shape": [3, 2],
-            "data": [1.5, 4.5, 9.375, 16.0, 25.0, 36.0]}]));
+        assert_eq!(
+            *outputs,
+            json!([{"name": "Y", "datatype": "FP32", "shape": [3, 2],
+            "data": [1.5, 4.5, 9.375, 16.0, 25.0, 36.0]}])
+        );
         assert_eq!(answer.json().get("id"), body.get("id"));
     }
 
     let head = json!({"parameters": {"binary_data_output": true}, "inputs": [{"name": "X",
-        "datatype": "FP32", "shape": [3, 2], "parameters": {"binary_data_size": 24}}]}).to_string();
+        "datatype": "FP32", "shape": [3, 2], "parameters": {"binary_data_size": 24}}]})
+    .to_string();
     let answer = infer_binary(&running, &head, &floats(&data), &head.len().to_string()).await;
     let length: usize =
         answer.headers["inference-header-content-length"].to_str().unwrap().parse().unwrap();
@@ -109,11 +113,21 @@ async fn every_datatype_passes_unchanged() {
         (3, "INT8", &[128, 1], Some(json!([-128, 1]))),
         (5, "INT16", &[0, 128, 1, 0], Some(json!([-32768, 1]))),
         (6, "INT32", &[0, 0, 0, 128, 1, 0, 0, 0], Some(json!([i32::MIN, 1]))),
-        (7, "INT64", &[0, 0, 0, 0, 0, 0, 0, 128, 1, 0, 0, 0, 0, 0, 0, 0], Some(json!([i64::MIN, 1]))),
+        (
+            7,
+            "INT64",
+            &[0, 0, 0, 0, 0, 0, 0, 128, 1, 0, 0, 0, 0, 0, 0, 0],
+            Some(json!([i64::MIN, 1])),
+        ),
         (10, "FP16", &[0, 60, 0, 188], None),
         (16, "BF16", &[128, 63, 128, 191], None),
         (1, "FP32", &[0, 0, 128, 63, 0, 0, 128, 191], Some(json!([1.0, -1.0]))),
-        (11, "FP64", &[0, 0, 0, 0, 0, 0, 240, 63, 0, 0, 0, 0, 0, 0, 240, 191], Some(json!([1.0, -1.0]))),
+        (
+            11,
+            "FP64",
+            &[0, 0, 0, 0, 0, 0, 240, 63, 0, 0, 0, 0, 0, 0, 240, 191],
+            Some(json!([1.0, -1.0])),
+        ),
         (8, "BYTES", &strings, Some(json!(["é", ""]))),
     ];
     for (element, datatype, raw, json) in cases {
@@ -125,12 +139,14 @@ async fn every_datatype_passes_unchanged() {
 
         let head = json!({"inputs": [{"name": "x", "datatype": datatype, "shape": [2],
             "parameters": {"binary_data_size": raw.len()}}],
-            "outputs": [{"name": "y", "parameters": {"binary_data": true}}]}).to_string();
+            "outputs": [{"name": "y", "parameters": {"binary_data": true}}]})
+        .to_string();
         let answer = infer_binary(&running, &head, raw, &head.len().to_string()).await;
         assert!(answer.status == 200 && answer.body.ends_with(raw), "{datatype}");
 
         let data = json.clone().unwrap_or(json!([1, 1]));
-        let body = json!({"inputs": [{"name": "x", "datatype": datatype, "shape": [2], "data": data}]});
+        let body =
+            json!({"inputs": [{"name": "x", "datatype": datatype, "shape": [2], "data": data}]});
         let answer = infer(&running, body.to_string()).await;
         match json {
             Some(json) => assert_eq!(answer.json()["outputs"][0]["data"], json, "{datatype}"),
@@ -152,7 +168,8 @@ async fn every_refusal_has_its_code_in_grpc() {
     let mut client = grpc(&running).await;
     let good = || request(vec![input("FP32", &[1, 2])], vec![floats(&[1.0, 2.0])]);
     assert!(client.model_infer(good()).await.is_ok());
-    let output = |name: &str| InferRequestedOutputTensor { name: name.into(), ..Default::default() };
+    let output =
+        |name: &str| InferRequestedOutputTensor { name: name.into(), ..Default::default() };
     let parameter = |name: &str, value: ParameterChoice| {
         (name.to_owned(), InferParameter { parameter_choice: Some(value) })
     };
@@ -165,17 +182,61 @@ async fn every_refusal_has_its_code_in_grpc() {
         (ModelInferRequest { model_name: "z".into(), ..good() }, Code::NotFound, "unknown model"),
         (ModelInferRequest { model_version: "2".into(), ..good() }, Code::NotFound, "version 2"),
         (other(vec![], vec![]), Code::InvalidArgument, "\"x\" is missing"),
-        (other(vec![input("FP64", &[1, 2])], vec![vec![0; 16].into()]), Code::InvalidArgument, "is FP32, got FP64"),
-        (other(vec![input("FP32", &[1, 3])], vec![vec![0; 12].into()]), Code::InvalidArgument, "has shape [-1, 2]"),
-        (other(vec![input("FP32", &[-1, 2])], vec![vec![0; 8].into()]), Code::InvalidArgument, "negative"),
-        (other(vec![input("FP32", &[1 << 31, 2])], vec![vec![0; 4].into()]), Code::InvalidArgument, "got 4"),
-        (other(vec![input("FP32", &[1 << 62, 1 << 62])], vec![vec![0; 4].into()]), Code::InvalidArgument, "too many elements"),
-        (other(vec![input("FP32", &[1, 2]); 2], vec![floats(&[1.0, 2.0]); 2]), Code::InvalidArgument, "twice"),
-        (ModelInferRequest { outputs: vec![output("z")], ..good() }, Code::InvalidArgument, "unexpected output \"z\""),
-        (ModelInferRequest { outputs: vec![output("y"); 2], ..good() }, Code::InvalidArgument, "requested twice"),
-        (ModelInferRequest { outputs: vec![output("y"); 1000], ..good() }, Code::InvalidArgument, "requested twice"),
-        (ModelInferRequest { outputs: vec![classified], ..good() }, Code::Unimplemented, "classification"),
-        (other(vec![InferInputTensor::default(); 100_000], vec![]), Code::InvalidArgument, "more than 4096 items"),
+        (
+            other(vec![input("FP64", &[1, 2])], vec![vec![0; 16].into()]),
+            Code::InvalidArgument,
+            "is FP32, got FP64",
+        ),
+        (
+            other(vec![input("FP32", &[1, 3])], vec![vec![0; 12].into()]),
+            Code::InvalidArgument,
+            "has shape [-1, 2]",
+        ),
+        (
+            other(vec![input("FP32", &[-1, 2])], vec![vec![0; 8].into()]),
+            Code::InvalidArgument,
+            "negative",
+        ),
+        (
+            other(vec![input("FP32", &[1 << 31, 2])], vec![vec![0; 4].into()]),
+            Code::InvalidArgument,
+            "got 4",
+        ),
+        (
+            other(vec![input("FP32", &[1 << 62, 1 << 62])], vec![vec![0; 4].into()]),
+            Code::InvalidArgument,
+            "too many elements",
+        ),
+        (
+            other(vec![input("FP32", &[1, 2]); 2], vec![floats(&[1.0, 2.0]); 2]),
+            Code::InvalidArgument,
+            "twice",
+        ),
+        (
+            ModelInferRequest { outputs: vec![output("z")], ..good() },
+            Code::InvalidArgument,
+            "unexpected output \"z\"",
+        ),
+        (
+            ModelInferRequest { outputs: vec![output("y"); 2], ..good() },
+            Code::InvalidArgument,
+            "requested twice",
+        ),
+        (
+            ModelInferRequest { outputs: vec![output("y"); 1000], ..good() },
+            Code::InvalidArgument,
+            "requested twice",
+        ),
+        (
+            ModelInferRequest { outputs: vec![classified], ..good() },
+            Code::Unimplemented,
+            "classification",
+        ),
+        (
+            other(vec![InferInputTensor::default(); 100_000], vec![]),
+            Code::InvalidArgument,
+            "more than 4096 items",
+        ),
     ];
     for (message, code, words) in cases {
         let status = client.model_infer(message).await.unwrap_err();
@@ -192,25 +253,42 @@ async fn every_refusal_has_its_code_in_grpc() {
 async fn every_refusal_has_its_code_in_rest() {
     let running = serving(&identity(1, &["n", "2"])).await;
     let tensor = |name: &str, datatype: &str, shape: &str, rest: &str| {
-        format!(r#"{{"inputs":[{{"name":"{name}","datatype":"{datatype}","shape":{shape},{rest}}}]}}"#)
+        format!(
+            r#"{{"inputs":[{{"name":"{name}","datatype":"{datatype}","shape":{shape},{rest}}}]}}"#
+        )
     };
-    let many = format!(r#"{{"inputs":[{}{{}}]}}"#, r#"{"name":"x","datatype":"FP32","shape":[1]},"#.repeat(100_000));
+    let many = format!(
+        r#"{{"inputs":[{}{{}}]}}"#,
+        r#"{"name":"x","datatype":"FP32","shape":[1]},"#.repeat(100_000)
+    );
     let cases = [
         ("not json".to_owned(), 400, "is not what it should be"),
         (String::new(), 400, "is not what it should be"),
         ("{\"inputs\":[]}".to_owned(), 400, "\"x\" is missing"),
         ("[".repeat(200_000), 400, "is not what it should be"),
-        (tensor("x", "FP32", "[1,2]", r#""data":[1]"#), 400, "the shape has 2 elements, data has 1"),
+        (
+            tensor("x", "FP32", "[1,2]", r#""data":[1]"#),
+            400,
+            "the shape has 2 elements, data has 1",
+        ),
         (tensor("x", "FP32", "[1,2]", r#""data":[1,2,3]"#), 400, "more elements"),
         (tensor("x", "FP32", "[1,2]", r#""data":["a","b"]"#), 400, "a string is not"),
         (tensor("x", "FP32", "[-1,2]", r#""data":[1,2]"#), 400, "negative"),
-        (tensor("x", "FP32", "[4611686018427387904,4]", r#""data":[1,2]"#), 400, "too many elements"),
+        (
+            tensor("x", "FP32", "[4611686018427387904,4]", r#""data":[1,2]"#),
+            400,
+            "too many elements",
+        ),
         (tensor("x", "FP32", "[1152921504606846976]", r#""data":[1,2]"#), 400, "data has 2"),
         (tensor("x", "FP3", "[1,2]", r#""data":[1,2]"#), 400, "unknown"),
         (tensor("x", "INT32", "[1,2]", r#""data":[1,2]"#), 400, "is FP32, got INT32"),
         (tensor("z", "FP32", "[1,2]", r#""data":[1,2]"#), 400, "unexpected input"),
         (tensor("x", "FP32", "[1,2]", r#""parameters":{}"#), 400, "neither data nor"),
-        (tensor("x", "FP32", "[1,2]", r#""parameters":{"shared_memory_region":"r"}"#), 501, "shared_memory_region"),
+        (
+            tensor("x", "FP32", "[1,2]", r#""parameters":{"shared_memory_region":"r"}"#),
+            501,
+            "shared_memory_region",
+        ),
         (many, 400, "more than 1024 tensors"),
     ];
     for (body, status, words) in cases {
@@ -239,7 +317,9 @@ async fn every_refusal_has_its_code_in_rest() {
 async fn lies_about_binary_lengths_are_refused() {
     let running = serving(&identity(1, &["n"])).await;
     let head = |size: &str| {
-        format!(r#"{{"inputs":[{{"name":"x","datatype":"FP32","shape":[2],"parameters":{{"binary_data_size":{size}}}}}]}}"#)
+        format!(
+            r#"{{"inputs":[{{"name":"x","datatype":"FP32","shape":[2],"parameters":{{"binary_data_size":{size}}}}}]}}"#
+        )
     };
     let data = floats(&[1.0, 2.0]);
     // size in the JSON, length in the header (of the JSON when empty), binary data, words
@@ -304,13 +384,15 @@ async fn compressed_bodies_are_read_and_bombs_are_not() {
     running.load(Gate::new(true)).await.unwrap();
     let url = format!("http://{}/v2/models/m/infer", running.http);
     let data = vec![0.5; 2000];
-    let body = json!({"inputs": [{"name": "x", "datatype": "FP32", "shape": [2000], "data": data}]})
-        .to_string();
+    let body =
+        json!({"inputs": [{"name": "x", "datatype": "FP32", "shape": [2000], "data": data}]})
+            .to_string();
     let send = |coding: &'static str, body: Vec<u8>| {
         let request = client().post(&url).header("Content-Encoding", coding).body(body);
         answer(request.header("Accept-Encoding", "deflate;q=0, gzip"))
     };
-    for (coding, packed) in [("gzip", gzip(body.as_bytes())), ("deflate", deflate(body.as_bytes()))] {
+    for (coding, packed) in [("gzip", gzip(body.as_bytes())), ("deflate", deflate(body.as_bytes()))]
+    {
         let answer = send(coding, packed).await;
         assert_eq!(answer.status, 200, "{coding}");
         assert_eq!(answer.headers["content-encoding"], "gzip");
@@ -322,14 +404,16 @@ async fn compressed_bodies_are_read_and_bombs_are_not() {
     assert_eq!(send("gzip", gzip(&vec![b' '; 200 << 20])).await.status, 413);
     assert_eq!(send("gzip", b"no gzip".to_vec()).await.status, 400);
     assert_eq!(send("br", b"x".to_vec()).await.status, 400);
-    let metadata = client().get(format!("http://{}/v2", running.http)).header("Accept-Encoding", "gzip");
+    let metadata =
+        client().get(format!("http://{}/v2", running.http)).header("Accept-Encoding", "gzip");
     assert!(!answer(metadata).await.headers.contains_key("content-encoding"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn probes_health_and_metadata_follow_the_model() {
     let running = empty(LIMITS, 1 << 20).await;
-    let channel = tonic::transport::Channel::from_shared(format!("http://{}", running.grpc)).unwrap();
+    let channel =
+        tonic::transport::Channel::from_shared(format!("http://{}", running.grpc)).unwrap();
     let mut health = HealthClient::new(channel.connect().await.unwrap());
     let mut serving = async |service: &str| {
         let asked = HealthCheckRequest { service: service.into() };
@@ -358,7 +442,10 @@ async fn probes_health_and_metadata_follow_the_model() {
     let config = get(running.http, "/v2/models/m/config").await.json();
     assert_eq!(config["input"], json!([{"name": "x", "data_type": "TYPE_FP32", "dims": [-1]}]));
     let index = client().post(format!("http://{}/v2/repository/index", running.http));
-    assert_eq!(answer(index).await.json(), json!([{"name": "m", "version": "1", "state": "READY"}]));
+    assert_eq!(
+        answer(index).await.json(),
+        json!([{"name": "m", "version": "1", "state": "READY"}])
+    );
 
     let body = json!({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}]});
     assert_eq!(infer(&running, body.to_string()).await.status, 200);
@@ -366,7 +453,10 @@ async fn probes_health_and_metadata_follow_the_model() {
     assert_eq!(statistics["model_stats"][0]["inference_count"], 1);
     let metrics = get(running.admin, "/metrics").await;
     let text = String::from_utf8(metrics.body.to_vec()).unwrap();
-    assert!(text.contains("lithe_request_duration_seconds_count{protocol=\"http\",outcome=\"ok\"} 1"), "{text}");
+    assert!(
+        text.contains("lithe_request_duration_seconds_count{protocol=\"http\",outcome=\"ok\"} 1"),
+        "{text}"
+    );
     assert!(text.contains("nv_inference_request_success{model=\"m\",version=\"1\"} 1"));
 }
 
@@ -380,7 +470,9 @@ async fn reflection_names_the_service_in_both_versions() {
         ($version:ident) => {{
             use tonic_reflection::pb::$version::server_reflection_client::ServerReflectionClient;
             use tonic_reflection::pb::$version::server_reflection_request::MessageRequest;
-            use tonic_reflection::pb::$version::{ServerReflectionRequest, server_reflection_response::MessageResponse};
+            use tonic_reflection::pb::$version::{
+                ServerReflectionRequest, server_reflection_response::MessageResponse,
+            };
             let ask = ServerReflectionRequest {
                 host: String::new(),
                 message_request: Some(MessageRequest::ListServices(String::new())),
@@ -545,7 +637,16 @@ fn free_port() -> u16 {
 
 async fn program(ports: [u16; 3], delay: &str) -> Process {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lithe-worker"));
-    command.args(["serve", "--name", "m", "--drain-delay", delay, "--drain-deadline", "10s", "--model"]);
+    command.args([
+        "serve",
+        "--name",
+        "m",
+        "--drain-delay",
+        delay,
+        "--drain-deadline",
+        "10s",
+        "--model",
+    ]);
     command.arg(packaged_model("mul_1.onnx"));
     for (flag, port) in ["--http", "--grpc", "--admin"].iter().zip(ports) {
         command.args([*flag, &format!("127.0.0.1:{port}")]);
@@ -587,7 +688,8 @@ async fn sigterm_under_load_loses_no_request() {
     let mut clients = Vec::new();
     for worker in 0..8 {
         let (stop, done) = (stop.clone(), done.clone());
-        let mut grpc = grpc_inference_service_client::GrpcInferenceServiceClient::new(channel.clone());
+        let mut grpc =
+            grpc_inference_service_client::GrpcInferenceServiceClient::new(channel.clone());
         let (http, url) = (client(), format!("http://127.0.0.1:{}/v2/models/m/infer", ports[0]));
         clients.push(tokio::spawn(async move {
             let named = InferInputTensor { name: "X".into(), ..input("FP32", &[3, 2]) };
@@ -637,7 +739,16 @@ async fn a_model_that_cannot_be_loaded_ends_the_program_with_one_line() {
     std::fs::write(&path, "<html>not found</html>").unwrap();
     packaged_model("mul_1.onnx");
     let output = Command::new(env!("CARGO_BIN_EXE_lithe-worker"))
-        .args(["serve", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--model"])
+        .args([
+            "serve",
+            "--http",
+            "127.0.0.1:0",
+            "--grpc",
+            "127.0.0.1:0",
+            "--admin",
+            "127.0.0.1:0",
+            "--model",
+        ])
         .arg(&path)
         .output()
         .unwrap();

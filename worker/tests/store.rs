@@ -34,7 +34,8 @@ async fn tls(
     answer: impl Fn(usize, &str) -> Response<Body> + Clone + Send + Sync + 'static,
 ) -> (u16, Asked) {
     ring();
-    let made = rcgen::generate_simple_self_signed(["localhost".into(), "127.0.0.1".into()]).unwrap();
+    let made =
+        rcgen::generate_simple_self_signed(["localhost".into(), "127.0.0.1".into()]).unwrap();
     let known = std::fs::read_to_string(folder.join("ca.crt")).unwrap_or_default();
     std::fs::write(folder.join("ca.crt"), known + &made.cert.pem()).unwrap();
     let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
@@ -60,8 +61,11 @@ async fn tls(
             tokio::spawn(async move {
                 let Ok(stream) = acceptor.accept(stream).await else { return };
                 let service = hyper_util::service::TowerToHyperService::new(router);
-                let builder = hyper_util::server::conn::auto::Builder::new(hyper_util::rt::TokioExecutor::new());
-                let _ = builder.serve_connection(hyper_util::rt::TokioIo::new(stream), service).await;
+                let builder = hyper_util::server::conn::auto::Builder::new(
+                    hyper_util::rt::TokioExecutor::new(),
+                );
+                let _ =
+                    builder.serve_connection(hyper_util::rt::TokioIo::new(stream), service).await;
             });
         }
     });
@@ -77,7 +81,11 @@ fn redirect(to: &str) -> Response<Body> {
 }
 
 /// Fetches `uri` with the credentials in `folder`.
-async fn get(uri: &str, folder: &Path, change: impl FnOnce(&mut Fetch<'_>)) -> Result<Fetched, StoreError> {
+async fn get(
+    uri: &str,
+    folder: &Path,
+    change: impl FnOnce(&mut Fetch<'_>),
+) -> Result<Fetched, StoreError> {
     ring();
     let location = Location::parse(uri)?;
     let credentials = Credentials::new(Some(folder.to_owned()));
@@ -230,7 +238,8 @@ async fn an_object_comes_from_an_endpoint_with_its_keys() {
 fn artifact(folder: &Path, model: &[u8]) -> (std::path::PathBuf, Vec<u8>, Manifest) {
     let path = folder.join("model.onnx");
     std::fs::write(&path, model).unwrap();
-    let file = File { name: MODEL_FILE.into(), digest: Digest::of(model), size: model.len() as u64 };
+    let file =
+        File { name: MODEL_FILE.into(), digest: Digest::of(model), size: model.len() as u64 };
     let manifest = Manifest {
         schema: MANIFEST_SCHEMA.into(),
         key: Digest::of("key"),
@@ -291,7 +300,8 @@ async fn a_registry_keeps_an_artifact_once_and_gives_it_back_verified() {
         // A source may be such an artifact.
         let source = uri.clone();
         let host: &'static str = address.to_string().leak();
-        let fetched = get(&source, folder.path(), |fetch| fetch.plain_http = Some(host)).await.unwrap();
+        let fetched =
+            get(&source, folder.path(), |fetch| fetch.plain_http = Some(host)).await.unwrap();
         assert_eq!(fetched.digest, manifest.model.digest);
         let pulled = registry.manifests.lock().unwrap().values().next().unwrap().clone();
         let pulled: serde_json::Value = serde_json::from_slice(&pulled).unwrap();
@@ -299,7 +309,8 @@ async fn a_registry_keeps_an_artifact_once_and_gives_it_back_verified() {
         assert_eq!(pulled["config"]["mediaType"], MODEL_CONFIG_MEDIA_TYPE);
         assert_eq!(pulled["layers"][0]["mediaType"], MODEL_WEIGHT_MEDIA_TYPE);
         assert_eq!(pulled["layers"][0]["annotations"][FILEPATH_ANNOTATION], MODEL_FILE);
-        let config = registry.blobs.lock().unwrap()[pulled["config"]["digest"].as_str().unwrap()].clone();
+        let config =
+            registry.blobs.lock().unwrap()[pulled["config"]["digest"].as_str().unwrap()].clone();
         let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
         assert_eq!(config["modelfs"]["diffIds"][0], manifest.model.digest.as_str());
         if registry.login.is_some() {
@@ -326,7 +337,8 @@ async fn a_registry_that_changes_loses_or_refuses_bytes_is_caught() {
     assert_eq!(error.reason(), reason::DIGEST_MISMATCH, "{error}");
     registry.blobs.lock().unwrap().remove(&digest);
     assert_eq!(store.find("name", &manifest.key).await.unwrap(), None, "a blob is lost");
-    let missing = open(&format!("oci://{address}/name@{}", Digest::of("x")), &none, true).await.unwrap_err();
+    let missing =
+        open(&format!("oci://{address}/name@{}", Digest::of("x")), &none, true).await.unwrap_err();
     assert_eq!(missing.reason(), reason::SOURCE_NOT_FOUND, "{missing}");
 
     let (address, registry) = Registry { no_manifests: true, ..Registry::default() }.serve().await;

@@ -87,7 +87,9 @@ impl JobError {
             Self::Compress(error) => error.exit_code(),
             // A full disk may be emptied, a peer may come back; what was refused stays refused.
             Self::Source { source, .. } => match source {
-                StoreError::Unavailable { .. } | StoreError::Space { .. } | StoreError::File { .. } => EXIT_FAILED,
+                StoreError::Unavailable { .. }
+                | StoreError::Space { .. }
+                | StoreError::File { .. } => EXIT_FAILED,
                 _ => EXIT_REFUSED,
             },
             Self::Store(_) | Self::Local { .. } | Self::Failed(_) => EXIT_FAILED,

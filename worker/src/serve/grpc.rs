@@ -6,7 +6,9 @@ mod codec;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lithe::inference::grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer};
+use lithe::inference::grpc_inference_service_server::{
+    GrpcInferenceService, GrpcInferenceServiceServer,
+};
 use lithe::inference::*;
 use tonic::codec::CompressionEncoding;
 use tonic::metadata::MetadataMap;
@@ -23,7 +25,9 @@ use super::{EXTENSIONS, PLATFORM, SERVER_NAME, describe};
 ///
 /// # Errors
 /// When the compiled descriptors cannot be read.
-pub async fn router(server: Arc<Server>) -> Result<(axum::Router, HealthReporter), tonic_reflection::server::Error> {
+pub async fn router(
+    server: Arc<Server>,
+) -> Result<(axum::Router, HealthReporter), tonic_reflection::server::Error> {
     let (health, health_service) = tonic_health::server::health_reporter();
     report(&health, &server, false).await;
     let reflection = || {
@@ -173,7 +177,10 @@ impl GrpcInferenceService for Service {
         unsupported("ModelStreamInfer")
     }
 
-    async fn model_config(&self, request: Request<ModelConfigRequest>) -> Answer<ModelConfigResponse> {
+    async fn model_config(
+        &self,
+        request: Request<ModelConfigRequest>,
+    ) -> Answer<ModelConfigResponse> {
         let asked = request.into_inner();
         let signature = self.server.signature(&asked.name, &asked.version)?;
         let config = describe::config(self.server.name(), signature);
@@ -189,7 +196,9 @@ impl GrpcInferenceService for Service {
         if !asked.name.is_empty() {
             self.server.model_ready(&asked.name, &asked.version)?;
         }
-        Ok(Response::new(ModelStatisticsResponse { model_stats: vec![describe::statistics(&self.server)] }))
+        Ok(Response::new(ModelStatisticsResponse {
+            model_stats: vec![describe::statistics(&self.server)],
+        }))
     }
 
     async fn repository_index(
@@ -203,7 +212,9 @@ impl GrpcInferenceService for Service {
             reason: String::new(),
         };
         let listed = self.server.ready() || !request.into_inner().ready;
-        Ok(Response::new(RepositoryIndexResponse { models: listed.then_some(model).into_iter().collect() }))
+        Ok(Response::new(RepositoryIndexResponse {
+            models: listed.then_some(model).into_iter().collect(),
+        }))
     }
 
     async fn repository_model_load(

@@ -51,7 +51,8 @@ pub async fn listen(listener: TcpListener, router: Router, mut stop: watch::Rece
         connections.spawn(connection(builder.clone(), accepted, router.clone(), stop.clone()));
     }
     // Who connected already, and was not accepted yet, is served as well.
-    while let Ok(accepted) = tokio::time::timeout(Duration::ZERO, accept(&listener, &places)).await {
+    while let Ok(accepted) = tokio::time::timeout(Duration::ZERO, accept(&listener, &places)).await
+    {
         connections.spawn(connection(builder.clone(), accepted, router.clone(), stop.clone()));
     }
     // No more connections; those that are open end by themselves.

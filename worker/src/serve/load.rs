@@ -61,7 +61,9 @@ pub(super) async fn load(source: &Source, threads: usize) -> Result<Loaded, Load
     // The library loads while the bytes are on their way.
     let library = tokio::task::spawn_blocking(|| {
         let start = Instant::now();
-        runtime::preload().and_then(|()| runtime::version()).map(|version| (version, start.elapsed()))
+        runtime::preload()
+            .and_then(|()| runtime::version())
+            .map(|version| (version, start.elapsed()))
     });
     let start = Instant::now();
     let (model, digest) = bytes(source).await?;

@@ -102,13 +102,25 @@ impl Default for Metrics {
 impl Metrics {
     fn register(&self) {
         let Ok(mut all) = self.registry.write() else { return };
-        all.register("lithe_request_duration_seconds", "From a request's last byte to its answer", self.requests.clone());
+        all.register(
+            "lithe_request_duration_seconds",
+            "From a request's last byte to its answer",
+            self.requests.clone(),
+        );
         all.register("lithe_queue_seconds", "Waiting for the model", self.queue.clone());
         all.register("lithe_compute_seconds", "Running the model", self.compute.clone());
         all.register("lithe_executions", "Inferences that were run", self.executions.clone());
-        all.register("lithe_requests_in_flight", "Requests that are being answered", self.in_flight.clone());
+        all.register(
+            "lithe_requests_in_flight",
+            "Requests that are being answered",
+            self.in_flight.clone(),
+        );
         all.register("lithe_load_seconds", "From the process's start to ready", self.load.clone());
-        all.register("lithe_ready", "1 while the model is loaded, warm and not draining", self.ready.clone());
+        all.register(
+            "lithe_ready",
+            "1 while the model is loaded, warm and not draining",
+            self.ready.clone(),
+        );
     }
 
     /// Names the model that is served, once.
@@ -116,7 +128,11 @@ impl Metrics {
         let labels = [("model", model), ("digest", digest), ("runtime", runtime)]
             .map(|(name, value)| (name.to_owned(), value.to_owned()));
         if let Ok(mut registry) = self.registry.write() {
-            registry.register("lithe_model", "The model that is served", Info::new(labels.to_vec()));
+            registry.register(
+                "lithe_model",
+                "The model that is served",
+                Info::new(labels.to_vec()),
+            );
         }
     }
 

@@ -19,7 +19,8 @@ pub trait Backend: Send + Sync + 'static {
     ///
     /// # Errors
     /// The model's own words.
-    fn run(&self, inputs: &[(&str, &Tensor)], wanted: &[&str]) -> Result<Vec<Tensor>, RuntimeError>;
+    fn run(&self, inputs: &[(&str, &Tensor)], wanted: &[&str])
+    -> Result<Vec<Tensor>, RuntimeError>;
 }
 
 impl Backend for Session {
@@ -31,7 +32,11 @@ impl Backend for Session {
         Session::outputs(self)
     }
 
-    fn run(&self, inputs: &[(&str, &Tensor)], wanted: &[&str]) -> Result<Vec<Tensor>, RuntimeError> {
+    fn run(
+        &self,
+        inputs: &[(&str, &Tensor)],
+        wanted: &[&str],
+    ) -> Result<Vec<Tensor>, RuntimeError> {
         Session::run(self, inputs, wanted)
     }
 }
@@ -88,10 +93,7 @@ impl Signature {
     /// Inputs that the model should take: every open dimension is 1, every number 1, every string
     /// empty. `None` when that would take more than `limit` bytes.
     pub fn example(&self, limit: usize) -> Option<Vec<(String, Tensor)>> {
-        self.inputs
-            .iter()
-            .map(|input| Some((input.name.clone(), ones(input, limit)?)))
-            .collect()
+        self.inputs.iter().map(|input| Some((input.name.clone(), ones(input, limit)?))).collect()
     }
 }
 

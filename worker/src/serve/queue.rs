@@ -98,7 +98,8 @@ impl Queue {
     /// [`InferError::Overloaded`] at once when the queue is full; [`InferError::Deadline`] when the
     /// deadline passes first; [`InferError::Internal`] with the model's words when it fails.
     pub async fn run(&self, work: Work) -> Result<Vec<Tensor>, InferError> {
-        let late = || InferError::Deadline("the deadline passed before the result was there".into());
+        let late =
+            || InferError::Deadline("the deadline passed before the result was there".into());
         let deadline = work.deadline;
         if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return Err(late());

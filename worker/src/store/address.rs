@@ -141,7 +141,12 @@ mod tests {
 
     #[tokio::test]
     async fn every_spelling_of_loopback_is_seen_through() {
-        for uri in ["https://2130706433/x", "https://[::ffff:7f00:1]/x", "https://0x7f.1/x", "https://127。0。0。1/x"] {
+        for uri in [
+            "https://2130706433/x",
+            "https://[::ffff:7f00:1]/x",
+            "https://0x7f.1/x",
+            "https://127。0。0。1/x",
+        ] {
             let url = reqwest::Url::parse(uri).unwrap();
             let host = url.host_str().unwrap();
             let refused = resolve(uri, host, 443, Reach::Public).await.unwrap_err();

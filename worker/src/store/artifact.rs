@@ -340,7 +340,10 @@ async fn collect(
     let mut model = Vec::new();
     let room = usize::try_from(size).ok().map(|size| model.try_reserve_exact(size));
     if !matches!(room, Some(Ok(()))) {
-        return Err(StoreError::Space { what, why: format!("{size} bytes do not fit into memory") });
+        return Err(StoreError::Space {
+            what,
+            why: format!("{size} bytes do not fit into memory"),
+        });
     }
     futures::pin_mut!(stream);
     while let Some(chunk) = stream.next().await {

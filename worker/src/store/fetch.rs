@@ -173,7 +173,8 @@ impl Sink {
         stream: impl Stream<Item = Result<Bytes, StoreError>>,
     ) -> Result<(), StoreError> {
         self.expect(size)?;
-        let unavailable = |what: &str, why: String| StoreError::Unavailable { what: what.into(), why };
+        let unavailable =
+            |what: &str, why: String| StoreError::Unavailable { what: what.into(), why };
         let mut pace = Pace::new(Instant::now());
         futures::pin_mut!(stream);
         loop {

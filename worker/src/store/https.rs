@@ -43,8 +43,9 @@ pub async fn get(
         }
         let size = response.content_length();
         let what = shown(&at);
-        let stream = response.bytes_stream().map_err(|error| {
-            StoreError::Unavailable { what: what.clone(), why: chain(&error.without_url()) }
+        let stream = response.bytes_stream().map_err(|error| StoreError::Unavailable {
+            what: what.clone(),
+            why: chain(&error.without_url()),
         });
         return sink.take(size, stream).await;
     }

@@ -20,8 +20,14 @@ pub struct Pack {
     pub config: Vec<u8>,
 }
 
-fn descriptor(media_type: &str, digest: &lithe::Digest, size: usize, file: Option<&str>) -> OciDescriptor {
-    let annotation = |file: &str| BTreeMap::from([(FILEPATH_ANNOTATION.to_owned(), file.to_owned())]);
+fn descriptor(
+    media_type: &str,
+    digest: &lithe::Digest,
+    size: usize,
+    file: Option<&str>,
+) -> OciDescriptor {
+    let annotation =
+        |file: &str| BTreeMap::from([(FILEPATH_ANNOTATION.to_owned(), file.to_owned())]);
     OciDescriptor {
         media_type: media_type.to_owned(),
         digest: digest.to_string(),
@@ -36,7 +42,8 @@ pub fn pack(name: &str, manifest: &Manifest, json: &[u8]) -> Pack {
     let model = &manifest.model;
     let size = usize::try_from(model.size).unwrap_or(usize::MAX);
     let document = lithe::Digest::of(json);
-    let precision = manifest.steps.iter().rev().find_map(|step| step.name.strip_prefix("quantize."));
+    let precision =
+        manifest.steps.iter().rev().find_map(|step| step.name.strip_prefix("quantize."));
     let mut parameters = json!({"format": "onnx"});
     if let (Some(quantization), Some(object)) = (precision, parameters.as_object_mut()) {
         object.insert("quantization".into(), quantization.into());
@@ -55,7 +62,12 @@ pub fn pack(name: &str, manifest: &Manifest, json: &[u8]) -> Pack {
     let manifest = OciImageManifest {
         schema_version: 2,
         media_type: Some(OCI_IMAGE_MEDIA_TYPE.to_owned()),
-        config: descriptor(MODEL_CONFIG_MEDIA_TYPE, &lithe::Digest::of(&config), config.len(), None),
+        config: descriptor(
+            MODEL_CONFIG_MEDIA_TYPE,
+            &lithe::Digest::of(&config),
+            config.len(),
+            None,
+        ),
         layers,
         subject: None,
         artifact_type: Some(MODEL_ARTIFACT_TYPE.to_owned()),
@@ -93,11 +105,17 @@ pub fn model_layer(manifest: &OciImageManifest) -> Result<&OciDescriptor, String
         .or_else(|| only(layers().filter(onnx).collect()))
         .and_then(|digest| layers().find(|layer| layer.digest == digest));
     let layer = found.ok_or_else(|| {
-        format!("want one layer, one ModelPack weight layer or one .onnx file, it has {} layers", manifest.layers.len())
+        format!(
+            "want one layer, one ModelPack weight layer or one .onnx file, it has {} layers",
+            manifest.layers.len()
+        )
     })?;
     let packed = ["tar", "gzip", "zstd"].iter().any(|kind| layer.media_type.contains(kind));
     if packed {
-        return Err(format!("its model is packed as {}: want the file as it is (raw)", layer.media_type));
+        return Err(format!(
+            "its model is packed as {}: want the file as it is (raw)",
+            layer.media_type
+        ));
     }
     Ok(layer)
 }

@@ -75,7 +75,8 @@ pub async fn connect(
 }
 
 fn options(credentials: &Credentials) -> Result<ClientOptions, StoreError> {
-    let mut options = ClientOptions::new().with_connect_timeout(Duration::from_secs(10)).with_timeout_disabled();
+    let mut options =
+        ClientOptions::new().with_connect_timeout(Duration::from_secs(10)).with_timeout_disabled();
     if let Some(authority) = credentials.authority()? {
         let certificates = Certificate::from_pem_bundle(authority.as_bytes()).map_err(|error| {
             let why = format!("ca.crt of the credentials is no certificate: {error}");
@@ -99,8 +100,12 @@ async fn s3(
     builder = match (credentials.get(id)?, credentials.get(secret)?) {
         (Some(id), Some(secret)) => builder.with_access_key_id(id).with_secret_access_key(secret),
         (None, None) => builder.with_skip_signature(true),
-        (Some(_), None) => return credentials.need(secret, "it goes with access-key-id").map(|_| builder),
-        (None, Some(_)) => return credentials.need(id, "it goes with secret-access-key").map(|_| builder),
+        (Some(_), None) => {
+            return credentials.need(secret, "it goes with access-key-id").map(|_| builder);
+        }
+        (None, Some(_)) => {
+            return credentials.need(id, "it goes with secret-access-key").map(|_| builder);
+        }
     };
     if let Some(token) = credentials.get("session-token")? {
         builder = builder.with_token(token);
@@ -108,7 +113,8 @@ async fn s3(
     let mut options = options;
     if let Some(endpoint) = credentials.get("endpoint")? {
         let what = format!("s3://{bucket} at {endpoint}");
-        let wrong = || StoreError::Address { uri: endpoint.clone(), why: "it is no endpoint".into() };
+        let wrong =
+            || StoreError::Address { uri: endpoint.clone(), why: "it is no endpoint".into() };
         let url = reqwest::Url::parse(&endpoint).map_err(|_| wrong())?;
         let host = url.host_str().ok_or_else(wrong)?;
         // Stores inside the cluster have private addresses; metadata services are never stores.
@@ -120,7 +126,8 @@ async fn s3(
 }
 
 fn path(what: &str, key: &str) -> Result<Path, StoreError> {
-    Path::parse(key).map_err(|error| StoreError::Address { uri: what.into(), why: error.to_string() })
+    Path::parse(key)
+        .map_err(|error| StoreError::Address { uri: what.into(), why: error.to_string() })
 }
 
 /// Fetches the object `key` into `sink`.
@@ -193,8 +200,14 @@ pub async fn put(store: &Store, what: &str, key: &str, bytes: Vec<u8>) -> Result
 ///
 /// # Errors
 /// Whatever the store, the network or the disk say.
-pub async fn upload(store: &Store, what: &str, key: &str, file: &FilePath) -> Result<(), StoreError> {
-    let mut from = tokio::fs::File::open(file).await.map_err(|error| StoreError::file(file, error))?;
+pub async fn upload(
+    store: &Store,
+    what: &str,
+    key: &str,
+    file: &FilePath,
+) -> Result<(), StoreError> {
+    let mut from =
+        tokio::fs::File::open(file).await.map_err(|error| StoreError::file(file, error))?;
     let mut to = BufWriter::with_capacity(store.clone(), path(what, key)?, PART);
     let copied = match tokio::io::copy(&mut from, &mut to).await {
         Ok(_) => to.shutdown().await,
@@ -204,7 +217,9 @@ pub async fn upload(store: &Store, what: &str, key: &str, file: &FilePath) -> Re
         // What was uploaded so far is of no use; the first error is the one to tell.
         let _ = to.abort().await;
         let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<object_store::Error>());
-        return Err(inner.map_or_else(|| unavailable(what, chain(&error)), |inner| map(what, inner)));
+        return Err(
+            inner.map_or_else(|| unavailable(what, chain(&error)), |inner| map(what, inner))
+        );
     }
     Ok(())
 }
@@ -221,7 +236,9 @@ fn map(what: &str, error: &object_store::Error) -> StoreError {
     let what = without_queries(what);
     match error {
         Error::NotFound { .. } => StoreError::NotFound { what, status: "404 Not Found".into() },
-        Error::Unauthenticated { .. } => StoreError::Auth { what, status: "401 Unauthorized".into() },
+        Error::Unauthenticated { .. } => {
+            StoreError::Auth { what, status: "401 Unauthorized".into() }
+        }
         Error::PermissionDenied { .. } => StoreError::Auth { what, status: "403 Forbidden".into() },
         Error::InvalidPath { .. } | Error::UnknownConfigurationKey { .. } => {
             StoreError::Address { uri: what, why: chain(error) }

@@ -45,7 +45,11 @@ impl Registry {
     ///
     /// # Errors
     /// When the credentials are incomplete or the host is forbidden.
-    pub async fn connect(host: &str, credentials: &Credentials, plain: bool) -> Result<Self, StoreError> {
+    pub async fn connect(
+        host: &str,
+        credentials: &Credentials,
+        plain: bool,
+    ) -> Result<Self, StoreError> {
         let what = format!("oci://{host}");
         let (name, port) = split(host, if plain { 80 } else { 443 });
         // Registries inside the cluster have private addresses; metadata services are never one.
@@ -55,10 +59,15 @@ impl Registry {
             (None, Some(token)) => RegistryAuth::Bearer(token),
             (None, None) => RegistryAuth::Anonymous,
         };
-        let certificate = |pem: String| Certificate { encoding: CertificateEncoding::Pem, data: pem.into() };
+        let certificate =
+            |pem: String| Certificate { encoding: CertificateEncoding::Pem, data: pem.into() };
         let config = ClientConfig {
             protocol: if plain { ClientProtocol::Http } else { ClientProtocol::Https },
-            extra_root_certificates: credentials.authority()?.map(certificate).into_iter().collect(),
+            extra_root_certificates: credentials
+                .authority()?
+                .map(certificate)
+                .into_iter()
+                .collect(),
             connect_timeout: Some(Duration::from_secs(10)),
             read_timeout: Some(Duration::from_secs(30)),
             user_agent: concat!("lithe-worker/", env!("CARGO_PKG_VERSION")),
@@ -73,9 +82,7 @@ impl Registry {
         let (host, repository) = (self.host.clone(), repository.to_owned());
         match version {
             Version::Tag(tag) => Reference::with_tag(host, repository, tag.clone()),
-            Version::Digest(digest) => {
-                Reference::with_digest(host, repository, digest.to_string())
-            }
+            Version::Digest(digest) => Reference::with_digest(host, repository, digest.to_string()),
         }
     }
 
@@ -83,7 +90,11 @@ impl Registry {
     ///
     /// # Errors
     /// [`StoreError::NotFound`] and whatever else the registry says.
-    pub async fn manifest(&self, repository: &str, version: &Version) -> Result<Pulled, StoreError> {
+    pub async fn manifest(
+        &self,
+        repository: &str,
+        version: &Version,
+    ) -> Result<Pulled, StoreError> {
         let reference = self.reference(repository, version);
         let what = format!("oci://{reference}");
         let pulled =
@@ -145,7 +156,11 @@ impl Registry {
     ///
     /// # Errors
     /// Whatever the registry says; [`StoreError::TooLarge`].
-    pub async fn small(&self, repository: &str, blob: &OciDescriptor) -> Result<Vec<u8>, StoreError> {
+    pub async fn small(
+        &self,
+        repository: &str,
+        blob: &OciDescriptor,
+    ) -> Result<Vec<u8>, StoreError> {
         let what = format!("oci://{}/{repository}@{}", self.host, blob.digest);
         if u64::try_from(blob.size).map_or(true, |size| size > SMALL) {
             return Err(StoreError::TooLarge { what, limit: SMALL });
@@ -176,7 +191,12 @@ impl Registry {
     ///
     /// # Errors
     /// Whatever the registry, the network or the disk say.
-    pub async fn push_file(&self, repository: &str, file: &Path, blob: &OciDescriptor) -> Result<(), StoreError> {
+    pub async fn push_file(
+        &self,
+        repository: &str,
+        file: &Path,
+        blob: &OciDescriptor,
+    ) -> Result<(), StoreError> {
         if self.has(repository, &blob.digest).await? {
             return Ok(());
         }
@@ -195,7 +215,12 @@ impl Registry {
     ///
     /// # Errors
     /// Whatever the registry or the network say.
-    pub async fn push_bytes(&self, repository: &str, bytes: Vec<u8>, blob: &OciDescriptor) -> Result<(), StoreError> {
+    pub async fn push_bytes(
+        &self,
+        repository: &str,
+        bytes: Vec<u8>,
+        blob: &OciDescriptor,
+    ) -> Result<(), StoreError> {
         if self.has(repository, &blob.digest).await? {
             return Ok(());
         }
@@ -209,12 +234,19 @@ impl Registry {
     ///
     /// # Errors
     /// Whatever the registry or the network say.
-    pub async fn publish(&self, repository: &str, tag: &str, manifest: &OciImageManifest) -> Result<Digest, StoreError> {
+    pub async fn publish(
+        &self,
+        repository: &str,
+        tag: &str,
+        manifest: &OciImageManifest,
+    ) -> Result<Digest, StoreError> {
         let what = format!("oci://{}/{repository}:{tag}", self.host);
         let reference = self.reference(repository, &Version::Tag(tag.to_owned()));
         // The digest is that of canonical JSON: sorted keys, no spaces.
-        let value = serde_json::to_value(manifest)
-            .map_err(|error| StoreError::Malformed { what: what.clone(), why: error.to_string() })?;
+        let value = serde_json::to_value(manifest).map_err(|error| StoreError::Malformed {
+            what: what.clone(),
+            why: error.to_string(),
+        })?;
         let bytes = value.to_string().into_bytes();
         let digest = Digest::of(&bytes);
         let kind = http::HeaderValue::from_static(OCI_IMAGE_MEDIA_TYPE);

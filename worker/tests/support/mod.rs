@@ -61,9 +61,16 @@ pub fn identity(element: u8, shape: &[&str]) -> Vec<u8> {
 /// A server without a model, on ports of its own.
 pub async fn empty(limits: Limits, max_request_bytes: usize) -> Running {
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    start(Settings { name: "m".into(), http: any, grpc: any, admin: any, max_request_bytes, limits })
-        .await
-        .unwrap()
+    start(Settings {
+        name: "m".into(),
+        http: any,
+        grpc: any,
+        admin: any,
+        max_request_bytes,
+        limits,
+    })
+    .await
+    .unwrap()
 }
 
 pub const LIMITS: Limits = Limits { requests: 256, bytes: 256 << 20 };

@@ -49,7 +49,14 @@ impl Registry {
                 let (parts, body) = request.into_parts();
                 let body = axum::body::to_bytes(body, usize::MAX).await.unwrap();
                 let query = parts.uri.query().unwrap_or_default().to_owned();
-                registry.answer(address, &parts.method, parts.uri.path(), &query, &parts.headers, body)
+                registry.answer(
+                    address,
+                    &parts.method,
+                    parts.uri.path(),
+                    &query,
+                    &parts.headers,
+                    body,
+                )
             }
         });
         tokio::spawn(async move { axum::serve(listener, router).await });
@@ -111,7 +118,13 @@ impl Registry {
         reply(200, "{}")
     }
 
-    fn manifest(&self, method: &Method, path: &str, reference: &str, body: Bytes) -> Response<Body> {
+    fn manifest(
+        &self,
+        method: &Method,
+        path: &str,
+        reference: &str,
+        body: Bytes,
+    ) -> Response<Body> {
         if *method == Method::PUT {
             if self.no_manifests {
                 return error(403, "DENIED");
@@ -134,16 +147,29 @@ impl Registry {
         }
     }
 
-    fn upload(&self, method: &Method, name: &str, id: &str, query: &str, body: &[u8]) -> Response<Body> {
+    fn upload(
+        &self,
+        method: &Method,
+        name: &str,
+        id: &str,
+        query: &str,
+        body: &[u8],
+    ) -> Response<Body> {
         if self.full && *method == Method::PATCH {
-            return reply(500, r#"{"errors":[{"code":"UNKNOWN","message":"unknown error","detail":{"Enclosed":{"Op":"write","Err":28}}}]}"#);
+            return reply(
+                500,
+                r#"{"errors":[{"code":"UNKNOWN","message":"unknown error","detail":{"Enclosed":{"Op":"write","Err":28}}}]}"#,
+            );
         }
         let mut uploads = self.uploads.lock().unwrap();
         if *method == Method::POST {
             let id = uploads.len();
             uploads.insert(id, Vec::new());
             let answer = Response::builder().status(202);
-            return answer.header("location", format!("{name}/blobs/uploads/{id}")).body(Body::empty()).unwrap();
+            return answer
+                .header("location", format!("{name}/blobs/uploads/{id}"))
+                .body(Body::empty())
+                .unwrap();
         }
         let id: usize = id.parse().unwrap();
         let upload = uploads.get_mut(&id).unwrap();

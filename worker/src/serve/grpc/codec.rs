@@ -7,7 +7,9 @@ use bytes::Bytes;
 use lithe::inference::infer_parameter::ParameterChoice;
 use lithe::inference::model_infer_request::InferInputTensor;
 use lithe::inference::model_infer_response::InferOutputTensor;
-use lithe::inference::{InferParameter, InferTensorContents, ModelInferRequest, ModelInferResponse};
+use lithe::inference::{
+    InferParameter, InferTensorContents, ModelInferRequest, ModelInferResponse,
+};
 
 use crate::serve::error::InferError;
 use crate::serve::model::{VERSION, describe, tensor};
@@ -20,7 +22,10 @@ use crate::tensor::{Datatype, Tensor, elements};
 /// # Errors
 /// [`InferError::Invalid`] naming the input that is wrong, [`InferError::Unsupported`] for
 /// features of the protocol that are not offered.
-pub fn decode(message: ModelInferRequest, deadline: Option<Instant>) -> Result<Request, InferError> {
+pub fn decode(
+    message: ModelInferRequest,
+    deadline: Option<Instant>,
+) -> Result<Request, InferError> {
     let raw = message.raw_input_contents;
     if !raw.is_empty() && raw.len() != message.inputs.len() {
         return Err(InferError::Invalid(format!(
@@ -112,10 +117,14 @@ fn typed(input: InferInputTensor) -> Result<(String, Tensor), InferError> {
     let count = elements(&shape);
     let invalid = |error: String| InferError::Invalid(format!("input {name:?}: {error}"));
     let seen = field_length(datatype, &contents).ok_or_else(|| {
-        InferError::Invalid(format!("input {name:?}: {datatype} travels in raw_input_contents only"))
+        InferError::Invalid(format!(
+            "input {name:?}: {datatype} travels in raw_input_contents only"
+        ))
     })?;
     if count != Some(seen) {
-        return Err(invalid(format!("shape {shape:?} of {datatype} does not have {seen} elements")));
+        return Err(invalid(format!(
+            "shape {shape:?} of {datatype} does not have {seen} elements"
+        )));
     }
     if datatype == Datatype::Bytes {
         let tensor = Tensor::from_strings(shape, &contents.bytes_contents)
@@ -206,17 +215,27 @@ mod tests {
 
     #[test]
     fn lies_are_refused_with_the_inputs_name() {
-        let floats = |count| InferTensorContents { fp32_contents: vec![1.0; count], ..Default::default() };
+        let floats =
+            |count| InferTensorContents { fp32_contents: vec![1.0; count], ..Default::default() };
         let wide = InferTensorContents { int_contents: vec![300], ..Default::default() };
         let cases = [
-            (message(vec![input("FP32", &[1 << 40], floats(1))], vec![]), "does not have 1 elements"),
+            (
+                message(vec![input("FP32", &[1 << 40], floats(1))], vec![]),
+                "does not have 1 elements",
+            ),
             (message(vec![input("FP32", &[i64::MAX, 4], floats(1))], vec![]), "does not have 1"),
             (message(vec![input("FP32", &[-1], floats(1))], vec![]), "negative"),
             (message(vec![input("FP16", &[1], floats(1))], vec![]), "raw_input_contents only"),
             (message(vec![input("FP23", &[1], floats(1))], vec![]), "unknown"),
             (message(vec![input("INT8", &[1], wide)], vec![]), "does not fit"),
-            (message(vec![input("FP32", &[1], floats(1))], vec![vec![0; 4].into()]), "has contents"),
-            (message(vec![input("FP32", &[1], floats(0))], vec![vec![0; 3].into()]), "takes 4 bytes, got 3"),
+            (
+                message(vec![input("FP32", &[1], floats(1))], vec![vec![0; 4].into()]),
+                "has contents",
+            ),
+            (
+                message(vec![input("FP32", &[1], floats(0))], vec![vec![0; 3].into()]),
+                "takes 4 bytes, got 3",
+            ),
             (message(vec![], vec![Bytes::new()]), "0 inputs but 1 raw"),
         ];
         for (message, words) in cases {

@@ -43,7 +43,8 @@ pub async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes
             return Err(InferError::Invalid(text));
         }
     };
-    let late = |_| InferError::Deadline(format!("the request took longer than {SEND_TIME:?} to arrive"));
+    let late =
+        |_| InferError::Deadline(format!("the request took longer than {SEND_TIME:?} to arrive"));
     let mut stream = body.into_data_stream();
     let body = tokio::time::timeout(SEND_TIME, collect(&mut stream, limit)).await.map_err(late)?;
     if let Err(InferError::TooLarge(_)) = body {

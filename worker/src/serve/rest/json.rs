@@ -45,7 +45,9 @@ impl Elements {
             ($kind:ty) => {
                 match <$kind>::try_from(value) {
                     Ok(value) => self.push(&value.to_le_bytes()),
-                    Err(_) => Err(E::custom(format!("{value} does not fit into {}", self.datatype))),
+                    Err(_) => {
+                        Err(E::custom(format!("{value} does not fit into {}", self.datatype)))
+                    }
                 }
             };
         }
@@ -102,7 +104,9 @@ impl<'de> Visitor<'de> for &mut Elements {
 
     fn visit_f64<E: Error>(self, value: f64) -> Result<(), E> {
         match self.datatype {
-            Datatype::Fp32 if (value as f32).is_finite() => self.push(&(value as f32).to_le_bytes()),
+            Datatype::Fp32 if (value as f32).is_finite() => {
+                self.push(&(value as f32).to_le_bytes())
+            }
             Datatype::Fp64 => self.push(&value.to_le_bytes()),
             other => Err(E::custom(format!("{value} is not an element of {other}"))),
         }
@@ -238,7 +242,8 @@ mod tests {
 
     #[test]
     fn numbers_that_json_lacks_are_written_as_python_reads_them() {
-        let tensor = Tensor::from_f32(vec![3], &[f32::NAN, f32::INFINITY, f32::NEG_INFINITY]).unwrap();
+        let tensor =
+            Tensor::from_f32(vec![3], &[f32::NAN, f32::INFINITY, f32::NEG_INFINITY]).unwrap();
         let mut json = Vec::new();
         write(&mut json, &tensor).unwrap();
         assert_eq!(json, b"[NaN,Infinity,-Infinity]");

@@ -124,8 +124,9 @@ pub fn decode(
         let inputs = vec![whole(signature, binary)?];
         return Ok((request(inputs, Vec::new(), None), Form { binary: true, ..Form::default() }));
     }
-    let message: Message<'_> = serde_json::from_slice(&header)
-        .map_err(|error| InferError::Invalid(format!("the request is not what it should be: {error}")))?;
+    let message: Message<'_> = serde_json::from_slice(&header).map_err(|error| {
+        InferError::Invalid(format!("the request is not what it should be: {error}"))
+    })?;
     let mut inputs = Vec::with_capacity(message.inputs.len());
     for input in message.inputs {
         inputs.push(tensor(input, &mut binary)?);
@@ -184,7 +185,8 @@ fn whole(signature: &Signature, data: Bytes) -> Result<(String, Tensor), InferEr
 }
 
 fn offered(name: &str, parameters: &Parameters) -> Result<(), InferError> {
-    let unsupported = |what| Err(InferError::Unsupported(format!("{name:?}: {what} is not offered")));
+    let unsupported =
+        |what| Err(InferError::Unsupported(format!("{name:?}: {what} is not offered")));
     match parameters {
         Parameters { classification: Some(_), .. } => unsupported("classification"),
         Parameters { shared_memory_region: Some(_), .. } => unsupported("shared_memory_region"),
@@ -205,8 +207,9 @@ fn tensor(input: Input<'_>, binary: &mut Bytes) -> Result<(String, Tensor), Infe
         (Some(size), None) => {
             let here = binary.len();
             let fits = usize::try_from(size).ok().filter(|size| *size <= here);
-            let size =
-                fits.ok_or_else(|| invalid(format!("binary_data_size is {size}, {here} bytes are left")))?;
+            let size = fits.ok_or_else(|| {
+                invalid(format!("binary_data_size is {size}, {here} bytes are left"))
+            })?;
             binary.split_to(size)
         }
         (None, Some(data)) => {
@@ -215,8 +218,7 @@ fn tensor(input: Input<'_>, binary: &mut Bytes) -> Result<(String, Tensor), Infe
             json::read(datatype, count, data.get()).map_err(invalid)?.into()
         }
     };
-    let tensor =
-        Tensor::new(datatype, shape, data).map_err(|error| invalid(error.to_string()))?;
+    let tensor = Tensor::new(datatype, shape, data).map_err(|error| invalid(error.to_string()))?;
     Ok((input.name, tensor))
 }
 
@@ -230,7 +232,8 @@ pub fn encode(
     response: Response,
 ) -> Result<(Vec<u8>, Vec<Bytes>), InferError> {
     let text = |text: &str| serde_json::Value::from(text).to_string();
-    let mut out = format!("{{\"model_name\":{},\"model_version\":\"{VERSION}\"", text(model)).into_bytes();
+    let mut out =
+        format!("{{\"model_name\":{},\"model_version\":\"{VERSION}\"", text(model)).into_bytes();
     if let Some(id) = &form.id {
         out.extend_from_slice(format!(",\"id\":{}", text(id)).as_bytes());
     }
@@ -250,7 +253,9 @@ pub fn encode(
         let asked = form.outputs.iter().find(|(known, _)| *known == name);
         if asked.and_then(|(_, binary)| *binary).unwrap_or(form.binary) {
             let size = tensor.data().len();
-            out.extend_from_slice(format!("\"parameters\":{{\"binary_data_size\":{size}}}").as_bytes());
+            out.extend_from_slice(
+                format!("\"parameters\":{{\"binary_data_size\":{size}}}").as_bytes(),
+            );
             parts.push(tensor.data().clone());
         } else {
             out.extend_from_slice(b"\"data\":");
