@@ -44,7 +44,7 @@ fn main() {
             None => confined(|| job::main(*options, job::compress)),
         },
     };
-    std::process::exit(code);
+    process::end(code)
 }
 
 /// Runs `verb` in an empty working directory.
