@@ -6,6 +6,8 @@
 
 pub mod artifact;
 pub mod digest;
+#[cfg(feature = "grpc")]
+pub mod inference;
 pub mod names;
 pub mod recipe;
 #[cfg(feature = "crd")]

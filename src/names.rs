@@ -32,6 +32,11 @@ pub const ANNOTATION_APPLIED: &str = "lithe.dev/applied";
 pub const ANNOTATION_REQUEST: &str = "lithe.dev/request";
 /// The annotation of a Deployment with the served artifact, so that a lost status can be rebuilt.
 pub const ANNOTATION_ARTIFACT: &str = "lithe.dev/artifact";
+/// The annotation of a Job with what it may use (credentials, resources, time, nodes) as a digest:
+/// a Job that failed with other means than the spec now gives is tried again.
+pub const ANNOTATION_MEANS: &str = "lithe.dev/means";
+/// The annotation of a Job with why it was started, for people.
+pub const ANNOTATION_WHY: &str = "lithe.dev/why";
 /// The annotation of a serving pod with the digest it serves.
 pub const ANNOTATION_DIGEST: &str = "lithe.dev/digest";
 
@@ -68,6 +73,14 @@ pub mod reason {
     macro_rules! reasons {
         ($($(#[$doc:meta])* $name:ident = $text:literal;)*) => {
             $($(#[$doc])* pub const $name: &str = $text;)*
+
+            /// The constant that reads `text`, so that reasons stay one bounded list.
+            pub fn known(text: &str) -> Option<&'static str> {
+                match text {
+                    $($text => Some($text),)*
+                    _ => None,
+                }
+            }
         };
     }
     reasons! {

@@ -59,9 +59,9 @@ pub struct ModelDeploymentStatus {
     /// The last failure of a pod or Job, in the words of the cluster. Kept until a newer one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_failure: Option<Failure>,
-    /// Artifacts that were served before, newest first.
+    /// Artifacts that were served before, newest first. Going back to one of their specs needs no Job.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub history: Vec<HistoryEntry>,
+    pub history: Vec<ArtifactStatus>,
 }
 
 /// Where the deployment stands.
@@ -254,21 +254,6 @@ pub struct Failure {
     /// The exit code, when a container ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
-}
-
-/// An artifact that was served before.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct HistoryEntry {
-    /// The digest of the served file.
-    pub digest: Digest,
-    /// Where it lies.
-    pub uri: String,
-    /// The digest of its request.
-    pub request: Digest,
-    /// When its rollout ended.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rolled_out: Option<Time>,
 }
 
 /// The kinds of condition, in the order in which `kubectl describe` shows them.

@@ -94,8 +94,9 @@ pub fn binaries() -> Result<PathBuf> {
 
 /// `libonnxruntime.so` from the Python wheel, fetched once.
 pub fn runtime_library() -> Result<PathBuf> {
-    let place = cache::directory()?.join(format!("onnxruntime-{ONNXRUNTIME}"));
-    let library = place.join("libonnxruntime.so");
+    // As in the wheel, so that the tests find its sample models beside the library.
+    let place = cache::directory()?.join(format!("onnxruntime-{ONNXRUNTIME}-wheel"));
+    let library = place.join("capi/libonnxruntime.so");
     if library.exists() {
         return Ok(library);
     }
@@ -109,13 +110,29 @@ pub fn runtime_library() -> Result<PathBuf> {
             .arg(wanted),
         "pip-onnxruntime",
     )?;
-    const UNPACK: &str = "import sys,glob,zipfile;folder,version=sys.argv[1:];wheel=zipfile.ZipFile(glob.glob(folder+'/*.whl')[0]);open(folder+'/libonnxruntime.so','wb').write(wheel.read('onnxruntime/capi/libonnxruntime.so.'+version))";
+    const UNPACK: &str = "\
+import glob, os, sys, zipfile
+folder, version = sys.argv[1:]
+wheel = zipfile.ZipFile(glob.glob(folder + '/*.whl')[0])
+wanted = {'onnxruntime/capi/libonnxruntime.so.' + version: 'capi/libonnxruntime.so'}
+for name in wheel.namelist():
+    if name.startswith('onnxruntime/datasets/') and name.endswith('.onnx'):
+        wanted[name] = name.removeprefix('onnxruntime/')
+for name, target in wanted.items():
+    target = os.path.join(folder, 'wheel', target)
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    open(target, 'wb').write(wheel.read(name))
+";
     run_logged(
         Command::new("python3").args(["-c", UNPACK]).arg(folder.path()).arg(ONNXRUNTIME),
         "unpack-onnxruntime",
     )?;
-    std::fs::create_dir_all(&place)?;
-    std::fs::rename(folder.path().join("libonnxruntime.so"), &library)?;
+    // An empty folder may be replaced; one that another run filled meanwhile is as good.
+    if let Err(error) = std::fs::rename(folder.path().join("wheel"), &place)
+        && !library.exists()
+    {
+        return Err(error).context("keep ONNX Runtime in the cache");
+    }
     step.done();
     Ok(library)
 }

@@ -12,6 +12,7 @@ mod cluster;
 mod command;
 mod components;
 mod configuration;
+mod demo;
 mod host;
 mod images;
 mod interrupt;
@@ -36,6 +37,8 @@ struct Arguments {
 enum Verb {
     /// Start the embedded cluster (built once, then seconds).
     Up,
+    /// Show the whole story on it: two models compressed, gated, rolled out and asked.
+    Demo,
     /// Stop the embedded cluster and leave the machine as it was.
     Down,
     /// Say what runs.
@@ -79,6 +82,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
                 cluster.components.path("kubectl")?.display(),
             );
         }
+        Verb::Demo => demo::demo()?,
         Verb::Down => cluster::down()?,
         Verb::Status => {
             return Ok(if status::status()? { ExitCode::SUCCESS } else { ExitCode::FAILURE });

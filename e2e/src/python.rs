@@ -34,7 +34,15 @@ pub fn interpreter(name: &str) -> Result<PathBuf> {
     run_logged(Command::new("python3").args(["-m", "venv"]).arg(&place), &format!("venv-{name}"))?;
     run_logged(
         Command::new(&python)
-            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"])
+            .args([
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--no-deps",
+                "--disable-pip-version-check",
+                "-r",
+            ])
             .arg(&requirements),
         &format!("pip-{name}"),
     )?;

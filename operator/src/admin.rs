@@ -1,4 +1,5 @@
-//! `/metrics`, `/livez`, `/readyz`. Liveness does not depend on the API server.
+//! `/metrics`, `/livez`, `/readyz`. Liveness does not depend on the API server: a process that
+//! lost it has to stay up and go on when it is back.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -7,8 +8,18 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
+use lithe::status::Phase;
 
 use crate::controller::Context;
+
+const PHASES: [Phase; 6] = [
+    Phase::Pending,
+    Phase::Compressing,
+    Phase::RollingOut,
+    Phase::Serving,
+    Phase::Degraded,
+    Phase::Failed,
+];
 
 /// Serves until `shutdown`.
 pub async fn serve(
@@ -18,7 +29,7 @@ pub async fn serve(
 ) -> anyhow::Result<()> {
     let router = Router::new()
         .route("/metrics", get(metrics))
-        .route("/livez", get(|| async { "ok" }))
+        .route("/livez", get(alive))
         .route("/readyz", get(ready))
         .with_state(context);
     let listener = tokio::net::TcpListener::bind(address).await?;
@@ -27,8 +38,22 @@ pub async fn serve(
 }
 
 async fn metrics(State(context): State<Arc<Context>>) -> String {
-    context.metrics.queued(context.queue.len());
+    context.metrics.queued(context.queue.depth());
+    for phase in PHASES {
+        let count = context.caches.models.count(|model| {
+            model.status.as_ref().and_then(|status| status.phase).unwrap_or_default() == phase
+        });
+        context.metrics.phase(&format!("{phase:?}"), count);
+    }
     context.metrics.text()
+}
+
+async fn alive(State(context): State<Arc<Context>>) -> (StatusCode, &'static str) {
+    if context.pulse.beats() {
+        (StatusCode::OK, "ok")
+    } else {
+        (StatusCode::INTERNAL_SERVER_ERROR, "the loop stands still")
+    }
 }
 
 async fn ready(State(context): State<Arc<Context>>) -> (StatusCode, &'static str) {

@@ -3,306 +3,347 @@
 //! A child is written when it is missing, when what we want changed (the digest in its annotation
 //! tells), or when somebody changed what we wrote. At rest and after a restart nothing is written.
 
+mod error;
+
 use std::fmt::Debug;
 
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::batch::v1::Job;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy};
 use kube::{Api, Client, Resource, ResourceExt as _};
 use lithe::Digest;
-use lithe::names::{ANNOTATION_APPLIED, FIELD_MANAGER, reason};
+use lithe::names::{ANNOTATION_APPLIED, FIELD_MANAGER, LABEL_UID};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::cache::{Cache, key, owner_uid};
+pub use error::{WriteError, words};
+
+use crate::cache::{Cache, key};
+use crate::drift::subset;
 use crate::objects::Objects;
 use crate::observe::{Caches, Observed};
 use crate::plan::Plan;
-use crate::plan::compress::JobState;
 
-/// Why a write did not happen.
-#[derive(Debug, thiserror::Error)]
-pub enum WriteError {
-    /// An object of the child's name belongs to somebody else.
-    #[error("{kind} {name} exists and is not ours ({owner}); rename one of the two")]
-    Foreign {
-        /// The kind.
-        kind: String,
-        /// The name.
-        name: String,
-        /// Who it seems to belong to.
-        owner: String,
-    },
-    /// The API server refused it.
-    #[error("write {kind} {name}: {source}")]
-    Refused {
-        /// The kind.
-        kind: String,
-        /// The name.
-        name: String,
-        /// Why.
-        source: Box<kube::Error>,
-    },
+/// A resource version that no object has. A server-side apply that carries it creates a missing
+/// object and gets a conflict from one that exists: "create, never overwrite" in one request, and
+/// under the same field manager as every later apply, so that fields we drop later do go away
+/// (after a POST they would stay, owned by its `Update` entry).
+const ABSENT: &str = "1";
+
+/// A kind of child.
+pub trait Child:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope>
+    + Clone
+    + Debug
+    + Serialize
+    + DeserializeOwned
+{
 }
 
-impl WriteError {
-    /// The condition's reason.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::Foreign { .. } => reason::NAME_CONFLICT,
-            Self::Refused { source, .. } => match source.as_ref() {
-                kube::Error::Api(status) if status.message.contains("exceeded quota") => {
-                    reason::QUOTA_EXCEEDED
-                }
-                _ => reason::WRITE_REFUSED,
-            },
-        }
-    }
-
-    /// Whether trying again soon can help.
-    pub fn passes(&self) -> bool {
-        matches!(self, Self::Refused { .. })
-    }
+impl<K> Child for K where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + Debug
+        + Serialize
+        + DeserializeOwned
+{
 }
 
-/// What was written.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// What was written, as `Kind/name`, and what could not be.
+#[derive(Debug, Default)]
 pub struct Applied {
-    /// `Kind/name` of each child that was created.
+    /// Children that were created.
     pub created: Vec<String>,
-    /// `Kind/name` of each child that was set right.
+    /// Children that were set right.
     pub changed: Vec<String>,
-    /// `Kind/name` of each child that was removed.
+    /// Children that were removed.
     pub removed: Vec<String>,
+    /// Writes that did not happen. The others did: one child in trouble holds up no other.
+    pub failed: Vec<WriteError>,
+}
+
+/// What a write needs.
+pub struct Access<'a> {
+    /// The API server.
+    pub client: &'a Client,
+    /// Whether this process may write now; asked before each write.
+    pub leads: &'a (dyn Fn() -> bool + Sync),
 }
 
 /// Brings the children to what `objects` says. The order: what pods stand on comes before pods.
 pub async fn apply(
-    client: &Client,
+    access: &Access<'_>,
     caches: &Caches,
     observed: &Observed,
     plan: &Plan,
     objects: Objects,
-) -> Result<Applied, WriteError> {
-    let mut writer = Writer { client, applied: Applied::default() };
+) -> Applied {
+    let uid = observed.model.uid().unwrap_or_default();
+    let mut writer = Writer { access, uid: &uid, applied: Applied::default() };
     // Destructured without `..`: a new kind of child cannot be forgotten here.
-    let Objects { account, policy, service, budget, deployment, job } = objects;
-    writer.ensure(&caches.accounts, account).await?;
-    match policy {
-        Some(policy) => writer.ensure(&caches.policies, policy).await?,
-        None => {
-            for old in caches.policies.of(&observed.model.uid().unwrap_or_default()) {
-                writer.remove(&caches.policies, old.as_ref()).await?;
-            }
+    let Objects { account, policies, service, budget, deployment, job, job_meta } = objects;
+    writer.ensure(&caches.accounts, account).await;
+    let wanted: Vec<_> = policies.iter().map(key).collect();
+    for policy in policies {
+        writer.ensure(&caches.policies, policy).await;
+    }
+    for old in caches.policies.of(&uid) {
+        if !wanted.contains(&key(old.as_ref())) {
+            writer.remove(&caches.policies, old.as_ref()).await;
         }
     }
-    writer.ensure(&caches.services, service).await?;
-    writer.ensure(&caches.budgets, budget).await?;
+    writer.ensure(&caches.services, service).await;
+    writer.ensure(&caches.budgets, budget).await;
     if let Some(deployment) = deployment {
-        writer.ensure(&caches.deployments, deployment).await?;
+        writer.ensure(&caches.deployments, deployment).await;
     }
-    writer.prune_jobs(caches, observed, plan).await?;
-    if let Some(job) = job {
-        writer.create_job(caches, job).await?;
-    }
-    Ok(writer.applied)
+    writer.jobs(caches, observed, plan, job, job_meta).await;
+    writer.applied
 }
 
 struct Writer<'a> {
-    client: &'a Client,
+    access: &'a Access<'a>,
+    uid: &'a str,
     applied: Applied,
 }
 
+/// What became of one child.
+enum Outcome {
+    Same,
+    Created,
+    Changed,
+}
+
 impl Writer<'_> {
-    async fn ensure<K>(&mut self, cache: &Cache<K>, mut desired: K) -> Result<(), WriteError>
-    where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-            + Clone
-            + Debug
-            + Serialize
-            + DeserializeOwned,
-    {
-        let place = key(&desired);
-        let label = format!("{}/{}", K::kind(&()), place.1);
-        let known = cache.get(&place);
-        if let Some(known) = &known
-            && owner_uid(known.as_ref()) != owner_uid(&desired)
-        {
-            return Err(foreign(known.as_ref()));
-        }
-        let digest = Digest::of_json(&desired);
-        desired.annotations_mut().insert(ANNOTATION_APPLIED.into(), digest.to_string());
-        let mut body = serde_json::to_value(&desired).unwrap_or_default();
-        if let Some(known) = &known {
-            let seen = serde_json::to_value(known.as_ref()).unwrap_or_default();
-            if subset(&body, &seen) {
-                return Ok(());
-            }
-        }
-        if let Some(fields) = body.as_object_mut() {
-            fields.insert("apiVersion".into(), K::api_version(&()).into());
-            fields.insert("kind".into(), K::kind(&()).into());
-        }
-        let api: Api<K> = Api::namespaced(self.client.clone(), &place.0);
-        let mut params = PatchParams::apply(FIELD_MANAGER);
-        // Without force a foreign object that the cache does not show answers with a conflict.
-        params.force = known.is_some();
-        let written = api.patch(&place.1, &params, &Patch::Apply(&body)).await;
-        let written = written.map_err(|source| refused::<K>(&place.1, source))?;
-        cache.put(written);
-        let list =
-            if known.is_some() { &mut self.applied.changed } else { &mut self.applied.created };
-        list.push(label);
-        Ok(())
-    }
-
-    async fn create_job(&mut self, caches: &Caches, job: Job) -> Result<(), WriteError> {
-        let (namespace, name) = key(&job);
-        let api: Api<Job> = Api::namespaced(self.client.clone(), &namespace);
-        let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..Default::default() };
-        match api.create(&params, &job).await {
-            Ok(created) => {
-                caches.jobs.put(created);
-                self.applied.created.push(format!("Job/{name}"));
-                Ok(())
-            }
-            // The name holds UID and request: it is the same Job, which the watch will show.
-            Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => Ok(()),
-            Err(source) => Err(refused::<Job>(&name, source)),
+    async fn ensure<K: Child>(&mut self, cache: &Cache<K>, desired: K) {
+        let label = label(&desired);
+        match self.bring(cache, desired).await {
+            Ok(Outcome::Same) => {}
+            Ok(Outcome::Created) => self.applied.created.push(label),
+            Ok(Outcome::Changed) => self.applied.changed.push(label),
+            Err(error) => self.applied.failed.push(error),
         }
     }
 
-    /// Jobs of other requests go, and one whose result cannot be read.
-    async fn prune_jobs(
+    async fn bring<K: Child>(&self, cache: &Cache<K>, desired: K) -> Result<Outcome, WriteError> {
+        let Some(known) = cache.get(&key(&desired)) else {
+            return self.create(cache, desired).await;
+        };
+        // One that is on its way out is made anew when it is gone.
+        if known.meta().deletion_timestamp.is_some() {
+            return Ok(Outcome::Same);
+        }
+        self.check_owner(known.as_ref())?;
+        let body = body(&desired);
+        if subset(&body, &serde_json::to_value(known.as_ref()).unwrap_or_default()) {
+            return Ok(Outcome::Same);
+        }
+        self.overwrite(cache, &desired, body, known.uid()).await
+    }
+
+    /// Creates what the cache does not show. When the name is taken after all, it is ours with its
+    /// labels lost, and is set right, or somebody else's, and is left alone.
+    async fn create<K: Child>(&self, cache: &Cache<K>, desired: K) -> Result<Outcome, WriteError> {
+        let (api, name) = (self.api::<K>(&desired)?, desired.name_any());
+        let params = PatchParams::apply(FIELD_MANAGER).force();
+        let body = body(&desired);
+        let mut first = body.clone();
+        set(&mut first, "resourceVersion", ABSENT.into());
+        match api.patch(&name, &params, &Patch::Apply(&first)).await {
+            Ok(written) => {
+                cache.put(written);
+                return Ok(Outcome::Created);
+            }
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            Err(source) => return Err(refused(&desired, source)),
+        }
+        let taken = api.get(&name).await.map_err(|source| refused(&desired, source))?;
+        self.check_owner(&taken)?;
+        if taken.meta().deletion_timestamp.is_some() {
+            return Ok(Outcome::Same);
+        }
+        self.overwrite(cache, &desired, body, taken.uid()).await
+    }
+
+    async fn overwrite<K: Child>(
+        &self,
+        cache: &Cache<K>,
+        desired: &K,
+        mut body: Value,
+        uid: Option<String>,
+    ) -> Result<Outcome, WriteError> {
+        let api = self.api::<K>(desired)?;
+        // Never a newer object of the same name: it would not be known to be ours.
+        set(&mut body, "uid", uid.into());
+        let params = PatchParams::apply(FIELD_MANAGER).force();
+        let written = api.patch(&desired.name_any(), &params, &Patch::Apply(&body)).await;
+        cache.put(written.map_err(|source| refused(desired, source))?);
+        Ok(Outcome::Changed)
+    }
+
+    /// Jobs: one of another request goes, as does one that the plan discards; the one that stays
+    /// keeps its labels and owner; a missing one is created.
+    async fn jobs(
         &mut self,
         caches: &Caches,
         observed: &Observed,
         plan: &Plan,
-    ) -> Result<(), WriteError> {
-        let unreadable = match &plan.job {
-            JobState::Unreadable(name) if !plan.current => Some(name.as_str()),
-            _ => None,
-        };
-        for job in &observed.jobs {
-            let request = job.annotations().get(lithe::names::ANNOTATION_REQUEST);
-            let other = request.is_none_or(|request| request != plan.request.as_str());
-            let lost = Some(job.name_any().as_str()) == unreadable;
-            if job.metadata.deletion_timestamp.is_none() && (other || lost) {
-                self.remove(&caches.jobs, job.as_ref()).await?;
+        job: Option<Job>,
+        meta: ObjectMeta,
+    ) {
+        for old in observed.jobs.iter().filter(|job| job.metadata.deletion_timestamp.is_none()) {
+            if plan.keeps(old) {
+                self.relabel(&caches.jobs, old.as_ref(), &meta).await;
+            } else {
+                self.remove(&caches.jobs, old.as_ref()).await;
             }
         }
-        Ok(())
+        if let Some(job) = job {
+            let label = label(&job);
+            match self.create_job(&caches.jobs, job, &meta).await {
+                Ok(true) => self.applied.created.push(label),
+                Ok(false) => {}
+                Err(error) => self.applied.failed.push(error),
+            }
+        }
     }
 
-    async fn remove<K>(&mut self, cache: &Cache<K>, object: &K) -> Result<(), WriteError>
-    where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-            + Clone
-            + Debug
-            + DeserializeOwned,
-    {
-        let (namespace, name) = key(object);
-        let api: Api<K> = Api::namespaced(self.client.clone(), &namespace);
+    /// Most of a Job cannot be changed, so it is created as it is and only its metadata repaired.
+    async fn create_job(
+        &mut self,
+        cache: &Cache<Job>,
+        job: Job,
+        meta: &ObjectMeta,
+    ) -> Result<bool, WriteError> {
+        let (api, name) = (self.api::<Job>(&job)?, job.name_any());
+        let mut first = body(&job);
+        set(&mut first, "resourceVersion", ABSENT.into());
+        match api
+            .patch(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&first))
+            .await
+        {
+            Ok(written) => {
+                cache.put(written);
+                return Ok(true);
+            }
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            Err(source) => return Err(refused(&job, source)),
+        }
+        let taken = api.get(&name).await.map_err(|source| refused(&job, source))?;
+        self.check_owner(&taken)?;
+        if taken.metadata.deletion_timestamp.is_none() {
+            self.relabel(cache, &taken, meta).await;
+            cache.put(taken);
+        }
+        Ok(false)
+    }
+
+    async fn relabel(&mut self, cache: &Cache<Job>, job: &Job, meta: &ObjectMeta) {
+        let wanted = json!({"labels": meta.labels, "ownerReferences": meta.owner_references});
+        if subset(&wanted, &serde_json::to_value(&job.metadata).unwrap_or_default()) {
+            return;
+        }
+        let mut patch = json!({"metadata": wanted});
+        set(&mut patch, "uid", job.uid().into());
+        let api = match self.api::<Job>(job) {
+            Ok(api) => api,
+            Err(error) => return self.applied.failed.push(error),
+        };
+        let params =
+            PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..Default::default() };
+        match api.patch(&job.name_any(), &params, &Patch::Merge(&patch)).await {
+            Ok(written) => {
+                cache.put(written);
+                self.applied.changed.push(label(job));
+            }
+            Err(source) => self.applied.failed.push(refused(job, source)),
+        }
+    }
+
+    async fn remove<K: Child>(&mut self, cache: &Cache<K>, object: &K) {
+        let api = match self.api::<K>(object) {
+            Ok(api) => api,
+            Err(error) => return self.applied.failed.push(error),
+        };
         let params = DeleteParams {
             propagation_policy: Some(PropagationPolicy::Background),
             // Never a newer object of the same name.
             preconditions: Some(Preconditions { uid: object.uid(), resource_version: None }),
             ..Default::default()
         };
-        match api.delete(&name, &params).await {
+        match api.delete(&object.name_any(), &params).await {
             Ok(either) => {
                 if let Some(left) = either.left() {
                     cache.put(left);
                 }
             }
             Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => {}
-            Err(source) => return Err(refused::<K>(&name, source)),
+            Err(source) => return self.applied.failed.push(refused(object, source)),
         }
-        self.applied.removed.push(format!("{}/{name}", K::kind(&())));
-        Ok(())
+        self.applied.removed.push(label(object));
+    }
+
+    /// The way to the children of `object`'s kind and namespace, as long as we lead.
+    fn api<K: Child>(&self, object: &K) -> Result<Api<K>, WriteError> {
+        if !(self.access.leads)() {
+            return Err(WriteError::NotLeader);
+        }
+        let namespace = object.namespace().unwrap_or_default();
+        Ok(Api::namespaced(self.access.client.clone(), &namespace))
+    }
+
+    /// Ours is what has our UID as its controller, or, with no controller, in its label.
+    fn check_owner<K: Child>(&self, object: &K) -> Result<(), WriteError> {
+        let controller =
+            object.owner_references().iter().find(|owner| owner.controller == Some(true));
+        let ours = match controller {
+            Some(owner) => owner.uid == self.uid,
+            None => object.labels().get(LABEL_UID).is_some_and(|uid| uid == self.uid),
+        };
+        if ours {
+            return Ok(());
+        }
+        let owner = controller.map_or_else(
+            || "nobody owns it".to_owned(),
+            |owner| format!("it belongs to {} {}", owner.kind, owner.name),
+        );
+        let (kind, name) = (K::kind(&()).into_owned(), object.name_any());
+        Err(WriteError::Foreign { kind, name, owner })
     }
 }
 
-fn refused<K: Resource<DynamicType = ()>>(name: &str, source: kube::Error) -> WriteError {
-    let kind = K::kind(&()).into_owned();
-    if let kube::Error::Api(status) = &source
-        && status.reason == "Conflict"
-        && status.message.contains("conflict")
-        && status.message.contains("using")
-    {
-        return WriteError::Foreign { kind, name: name.into(), owner: status.message.clone() };
+/// `Kind/name` of `object`.
+fn label<K: Child>(object: &K) -> String {
+    format!("{}/{}", K::kind(&()), object.name_any())
+}
+
+/// `desired` as it is sent: with its type, and its own digest as an annotation.
+fn body<K: Child>(desired: &K) -> Value {
+    let mut body = serde_json::to_value(desired).unwrap_or_default();
+    let digest = Digest::of(body.to_string());
+    if let Some(fields) = body.as_object_mut() {
+        fields.insert("apiVersion".into(), K::api_version(&()).into());
+        fields.insert("kind".into(), K::kind(&()).into());
+        let meta = fields.entry("metadata").or_insert_with(|| json!({}));
+        if let Some(meta) = meta.as_object_mut() {
+            let notes = meta.entry("annotations").or_insert_with(|| json!({}));
+            if let Some(notes) = notes.as_object_mut() {
+                notes.insert(ANNOTATION_APPLIED.into(), digest.to_string().into());
+            }
+        }
     }
-    WriteError::Refused { kind, name: name.into(), source: Box::new(source) }
+    body
 }
 
-fn foreign<K: Resource<DynamicType = ()>>(object: &K) -> WriteError {
-    let owner = object.owner_references().first().map_or_else(
-        || "nobody owns it".to_owned(),
-        |owner| format!("it belongs to {} {}", owner.kind, owner.name),
-    );
-    WriteError::Foreign { kind: K::kind(&()).into_owned(), name: object.name_any(), owner }
-}
-
-/// Whether `seen` has everything that `wanted` has: what the API server and other writers added
-/// does not count, what they changed or removed does. Lists must agree element by element.
-pub fn subset(wanted: &Value, seen: &Value) -> bool {
-    match (wanted, seen) {
-        (Value::Object(wanted), Value::Object(seen)) => wanted.iter().all(|(name, value)| {
-            value.is_null() || seen.get(name).is_some_and(|s| subset(value, s))
-        }),
-        (Value::Array(wanted), Value::Array(seen)) => {
-            wanted.len() == seen.len() && wanted.iter().zip(seen).all(|(w, s)| subset(w, s))
-        }
-        (Value::String(wanted), Value::String(seen)) => {
-            wanted == seen || quantity(wanted).is_some_and(|value| quantity(seen) == Some(value))
-        }
-        _ => wanted == seen,
+fn set(body: &mut Value, field: &str, value: Value) {
+    if let Some(meta) = body.get_mut("metadata").and_then(Value::as_object_mut) {
+        meta.insert(field.into(), value);
     }
 }
 
-/// The value of a Kubernetes quantity: the API server writes `1000m` as `1`.
-fn quantity(text: &str) -> Option<f64> {
-    let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let factor = match unit {
-        "" => 1.0,
-        "m" => 1e-3,
-        "k" => 1e3,
-        "M" => 1e6,
-        "G" => 1e9,
-        "T" => 1e12,
-        "Ki" => 1024.0,
-        "Mi" => 1_048_576.0,
-        "Gi" => 1_073_741_824.0,
-        "Ti" => 1_099_511_627_776.0,
-        _ => return None,
-    };
-    number.parse::<f64>().ok().map(|value| value * factor)
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::subset;
-
-    #[test]
-    fn additions_are_not_drift_and_changes_are() {
-        let wanted = json!({"spec": {"replicas": 1, "ports": [{"port": 80}]}, "gone": null});
-        let rows = [
-            (
-                json!({"spec": {"replicas": 1, "ports": [{"port": 80, "nodePort": 1}]}, "x": 1}),
-                true,
-            ),
-            (json!({"spec": {"replicas": 2, "ports": [{"port": 80}]}}), false),
-            (json!({"spec": {"replicas": 1, "ports": [{"port": 80}, {"port": 81}]}}), false),
-            (json!({"spec": {"replicas": 1}}), false),
-        ];
-        assert!(subset(&json!({"cpu": "1000m"}), &json!({"cpu": "1"})));
-        assert!(!subset(&json!({"cpu": "1000m"}), &json!({"cpu": "2"})));
-        for (seen, same) in rows {
-            assert_eq!(subset(&wanted, &seen), same, "{seen}");
-        }
-    }
+fn refused<K: Child>(object: &K, source: kube::Error) -> WriteError {
+    let (kind, name) = (K::kind(&()).into_owned(), object.name_any());
+    WriteError::Refused { kind, name, source: Box::new(source) }
 }

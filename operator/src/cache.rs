@@ -4,19 +4,14 @@
 //! the watch has not told yet. Older news never replace newer ones.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::fmt::Debug;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::{Stream, TryStreamExt as _};
+use kube::Resource;
+use kube::core::DeserializeGuard;
 use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt as _, watcher as watch};
-use kube::{Api, Resource, ResourceExt as _};
 use lithe::names::LABEL_UID;
-use serde::de::DeserializeOwned;
-
-/// A watch is renewed after this time, so that one whose connection died silently is noticed.
-pub const WATCH_SECONDS: u32 = 60;
 
 /// (namespace, name)
 pub type Key = (String, String);
@@ -48,7 +43,11 @@ struct State<K> {
 pub struct Cache<K> {
     state: RwLock<State<K>>,
     index: fn(&K) -> Option<String>,
-    ready: AtomicBool,
+    trim: fn(&mut K),
+    /// Watches that keep this cache: one, or one for each namespace.
+    watches: AtomicUsize,
+    /// How many of them have completed their first list.
+    complete: AtomicUsize,
 }
 
 /// What happened to an object.
@@ -65,10 +64,16 @@ pub enum Change {
 }
 
 impl<K: Resource<DynamicType = ()> + Clone> Cache<K> {
-    /// An empty cache whose objects are also found by `index`.
-    pub fn new(index: fn(&K) -> Option<String>) -> Self {
+    /// An empty cache whose objects are also found by `index`, and kept without what `trim` drops.
+    pub fn new(index: fn(&K) -> Option<String>, trim: fn(&mut K)) -> Self {
         let state = State { objects: HashMap::new(), by_uid: HashMap::new(), gone: HashMap::new() };
-        Self { state: RwLock::new(state), index, ready: AtomicBool::new(false) }
+        Self {
+            state: RwLock::new(state),
+            index,
+            trim,
+            watches: AtomicUsize::new(1),
+            complete: AtomicUsize::new(0),
+        }
     }
 
     /// The object with `key`.
@@ -89,14 +94,30 @@ impl<K: Resource<DynamicType = ()> + Clone> Cache<K> {
         state.objects.keys().cloned().collect()
     }
 
-    /// Whether the first list is complete.
+    /// Says how many watches will keep this cache.
+    pub fn expect(&self, watches: usize) {
+        self.watches.store(watches, Ordering::Release);
+    }
+
+    /// Whether all first lists are complete.
     pub fn ready(&self) -> bool {
-        self.ready.load(Ordering::Acquire)
+        self.complete.load(Ordering::Acquire) >= self.watches.load(Ordering::Acquire)
+    }
+
+    /// How many objects `wanted` takes.
+    pub fn count(&self, wanted: impl Fn(&K) -> bool) -> usize {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        state.objects.values().filter(|object| wanted(object)).count()
     }
 
     /// Takes `object` in, unless something newer is known; says what changed.
-    pub fn put(&self, mut object: K) -> Option<Change> {
-        object.meta_mut().managed_fields = None;
+    pub fn put(&self, object: K) -> Option<Change> {
+        self.replace(object).map(|(change, _)| change)
+    }
+
+    /// Like [`Cache::put`]; also gives what was known before.
+    fn replace(&self, mut object: K) -> Option<(Change, Option<Arc<K>>)> {
+        (self.trim)(&mut object);
         let key = key(&object);
         let version = version(&object);
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
@@ -115,7 +136,7 @@ impl<K: Resource<DynamicType = ()> + Clone> Cache<K> {
             state.by_uid.entry(uid).or_default().insert(key.clone());
         }
         state.objects.insert(key, Arc::new(object));
-        Some(change)
+        Some((change, old))
     }
 
     /// Forgets the object with `key`; `version` is the one of its deletion.
@@ -166,47 +187,87 @@ fn compare(
     if same { Change::Status } else { Change::Spec }
 }
 
-/// Keeps `cache` as `api` tells until the process ends; `tell` hears of every change.
-pub async fn follow<K>(
-    api: Api<K>,
-    labels: Option<&str>,
-    cache: Arc<Cache<K>>,
-    trim: fn(&mut K),
-    tell: impl Fn(&K, Change),
-) where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
-{
-    let mut config = watch::Config::default().timeout(WATCH_SECONDS);
-    if let Some(labels) = labels {
-        config = config.labels(labels);
+/// What a watch says, whether its objects are readable or not.
+#[derive(Debug)]
+pub enum News<K> {
+    /// A list begins.
+    Begin,
+    /// An object of the list.
+    Listed(K),
+    /// The list is complete.
+    End,
+    /// An object is new or other than before.
+    Put(K),
+    /// The object with this key went with this version.
+    Gone(Key, u64),
+    /// The object with this key cannot be read; what was known of it goes on to hold.
+    Unreadable(Key, String),
+}
+
+/// The news in an event of a kind that the API server itself defines.
+pub fn plain<K: Resource>(event: Event<K>) -> News<K> {
+    match event {
+        Event::Init => News::Begin,
+        Event::InitApply(object) => News::Listed(object),
+        Event::InitDone => News::End,
+        Event::Apply(object) => News::Put(object),
+        Event::Delete(object) => News::Gone(key(&object), version(&object)),
     }
-    let mut events = watcher::watcher(api, config).default_backoff().boxed();
+}
+
+/// The news in an event of a kind whose objects may be of another version of Lithe: one object
+/// that cannot be read must not stop the others.
+pub fn guarded<K: Resource<DynamicType = ()>>(event: Event<DeserializeGuard<K>>) -> News<K> {
+    match event {
+        Event::Init => News::Begin,
+        Event::InitDone => News::End,
+        Event::Delete(object) => News::Gone(key(&object), version(&object)),
+        Event::InitApply(DeserializeGuard(Ok(object))) => News::Listed(object),
+        Event::Apply(DeserializeGuard(Ok(object))) => News::Put(object),
+        Event::InitApply(DeserializeGuard(Err(invalid)))
+        | Event::Apply(DeserializeGuard(Err(invalid))) => {
+            let meta = invalid.metadata;
+            let key = (meta.namespace.unwrap_or_default(), meta.name.unwrap_or_default());
+            News::Unreadable(key, invalid.error)
+        }
+    }
+}
+
+/// Keeps the part of `cache` in `namespace` (all of it without one) as `events` tell until they
+/// end; `tell` hears of every change, and `unreadable` of every object that could not be read.
+pub async fn follow<K: Resource<DynamicType = ()> + Clone>(
+    events: impl Stream<Item = Result<News<K>, watcher::Error>>,
+    cache: &Cache<K>,
+    namespace: Option<&str>,
+    tell: impl Fn(&K, Change),
+    unreadable: impl Fn(&Key, &str),
+) {
+    let mut events = std::pin::pin!(events);
     let mut listed: HashSet<Key> = HashSet::new();
+    let mut first = true;
     loop {
         match events.try_next().await {
-            Ok(Some(Event::Init)) => listed.clear(),
-            Ok(Some(Event::InitApply(mut object))) => {
-                trim(&mut object);
+            Ok(Some(News::Begin)) => listed.clear(),
+            Ok(Some(News::Listed(object))) => {
                 listed.insert(key(&object));
-                take_in(&cache, object, &tell);
+                cache.take_in(object, &tell);
             }
-            Ok(Some(Event::InitDone)) => {
-                for missing in cache.keys().into_iter().filter(|key| !listed.contains(key)) {
-                    if let Some(old) = cache.get(&missing) {
-                        cache.remove(&missing, version(old.as_ref()));
-                        tell(&old, Change::Deleted);
-                    }
+            Ok(Some(News::End)) => {
+                let here = |key: &Key| namespace.is_none_or(|namespace| key.0 == namespace);
+                let missing = |key: &Key| here(key) && !listed.contains(key);
+                for missing in cache.keys().into_iter().filter(missing) {
+                    let version = cache.get(&missing).map_or(0, |old| version(old.as_ref()));
+                    cache.drop_out(&missing, version, &tell);
                 }
-                cache.ready.store(true, Ordering::Release);
+                listed.clear();
+                cache.complete.fetch_add(usize::from(first), Ordering::AcqRel);
+                first = false;
             }
-            Ok(Some(Event::Apply(mut object))) => {
-                trim(&mut object);
-                take_in(&cache, object, &tell);
-            }
-            Ok(Some(Event::Delete(object))) => {
-                if cache.remove(&key(&object), version(&object)).is_some() {
-                    tell(&object, Change::Deleted);
-                }
+            Ok(Some(News::Put(object))) => cache.take_in(object, &tell),
+            Ok(Some(News::Gone(key, version))) => cache.drop_out(&key, version, &tell),
+            Ok(Some(News::Unreadable(key, why))) => {
+                listed.insert(key.clone());
+                unreadable(&key, &why);
             }
             Ok(None) => return,
             // The stream backs off and lists anew by itself.
@@ -215,40 +276,40 @@ pub async fn follow<K>(
     }
 }
 
-fn take_in<K: Resource<DynamicType = ()> + Clone>(
-    cache: &Cache<K>,
-    object: K,
-    tell: &impl Fn(&K, Change),
-) {
-    let place = key(&object);
-    if let Some(change) = cache.put(object)
-        && let Some(known) = cache.get(&place)
-    {
-        tell(&known, change);
+impl<K: Resource<DynamicType = ()> + Clone> Cache<K> {
+    fn take_in(&self, object: K, tell: &impl Fn(&K, Change)) {
+        let place = key(&object);
+        let Some((change, old)) = self.replace(object) else { return };
+        let Some(new) = self.get(&place) else { return };
+        // Somebody gave the child to another owner: for its own it is gone.
+        if let Some(old) = old
+            && (self.index)(&old) != (self.index)(&new)
+        {
+            tell(&old, Change::Deleted);
+        }
+        tell(&new, change);
+    }
+
+    fn drop_out(&self, key: &Key, version: u64, tell: &impl Fn(&K, Change)) {
+        if let Some(old) = self.remove(key, version) {
+            tell(&old, Change::Deleted);
+        }
     }
 }
 
-/// For kinds that are kept as they come.
-pub fn whole<K: Resource>(object: &mut K) {
-    object.meta_mut().managed_fields = None;
-    if let Some(annotations) = object.annotations_mut_opt() {
+/// Drops what nobody here reads and what would fill the memory.
+pub fn light<K: Resource>(object: &mut K) {
+    let meta = object.meta_mut();
+    meta.managed_fields = None;
+    if let Some(annotations) = &mut meta.annotations {
         annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
-    }
-}
-
-trait AnnotationsMut {
-    fn annotations_mut_opt(&mut self) -> Option<&mut std::collections::BTreeMap<String, String>>;
-}
-
-impl<K: Resource> AnnotationsMut for K {
-    fn annotations_mut_opt(&mut self) -> Option<&mut std::collections::BTreeMap<String, String>> {
-        self.meta().annotations.is_some().then(|| self.annotations_mut())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use k8s_openapi::api::core::v1::ServiceAccount;
+    use kube::ResourceExt as _;
 
     use super::*;
 
@@ -263,7 +324,7 @@ mod tests {
 
     #[test]
     fn older_news_never_replace_newer_ones() {
-        let cache = Cache::new(owner_uid);
+        let cache = Cache::new(owner_uid, light);
         assert_eq!(cache.put(object("a", "u", 9)), Some(Change::New));
         assert_eq!(cache.put(object("a", "u", 7)), None);
         assert_eq!(cache.put(object("a", "u", 11)), Some(Change::Spec));
@@ -271,7 +332,7 @@ mod tests {
 
     #[test]
     fn a_late_answer_does_not_bring_back_what_was_deleted() {
-        let cache = Cache::new(owner_uid);
+        let cache = Cache::new(owner_uid, light);
         cache.put(object("a", "u", 9));
         assert!(cache.remove(&("ns".into(), "a".into()), 12).is_some());
         assert_eq!(cache.put(object("a", "u", 10)), None);
@@ -280,11 +341,58 @@ mod tests {
 
     #[test]
     fn objects_are_found_by_the_uid_of_their_owner() {
-        let cache = Cache::new(owner_uid);
+        let cache = Cache::new(owner_uid, light);
         cache.put(object("a", "u", 1));
         cache.put(object("b", "v", 2));
         cache.put(object("a", "v", 3));
         let names: Vec<_> = cache.of("v").iter().map(|object| object.name_any()).collect();
         assert_eq!((names, cache.of("u").len()), (vec!["a".to_owned(), "b".to_owned()], 0));
+    }
+
+    async fn told(cache: &Cache<ServiceAccount>, news: Vec<News<ServiceAccount>>) -> Vec<String> {
+        let heard = std::sync::Mutex::new(Vec::new());
+        let say = |words: String| heard.lock().unwrap().push(words);
+        let events = futures::stream::iter(news.into_iter().map(Ok));
+        let tell = |object: &ServiceAccount, change| {
+            say(format!("{} {} {change:?}", object.name_any(), owner_uid(object).unwrap()));
+        };
+        follow(events, cache, Some("ns"), tell, |key, why| say(format!("{} {why}", key.1))).await;
+        heard.into_inner().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_new_list_says_what_went_meanwhile() {
+        let cache = Cache::new(owner_uid, light);
+        cache.put(object("a", "u", 1));
+        cache.put(object("b", "u", 2));
+        let mut elsewhere = object("c", "u", 3);
+        elsewhere.metadata.namespace = Some("other".into());
+        cache.put(elsewhere);
+        let news = vec![News::Begin, News::Listed(object("b", "u", 2)), News::End];
+        assert_eq!(told(&cache, news).await, ["a u Deleted"]);
+        assert!(cache.ready());
+    }
+
+    #[tokio::test]
+    async fn a_child_given_to_another_is_gone_for_its_owner() {
+        let cache = Cache::new(owner_uid, light);
+        cache.put(object("a", "u", 1));
+        let news = vec![News::Put(object("a", "v", 2))];
+        assert_eq!(told(&cache, news).await, ["a u Deleted", "a v Spec"]);
+    }
+
+    #[tokio::test]
+    async fn an_unreadable_object_stops_nobody_and_what_was_known_of_it_holds() {
+        let cache = Cache::new(owner_uid, light);
+        cache.put(object("a", "u", 1));
+        let key = ("ns".to_owned(), "a".to_owned());
+        let news = vec![
+            News::Begin,
+            News::Unreadable(key.clone(), "bad".into()),
+            News::Listed(object("b", "u", 3)),
+            News::End,
+        ];
+        assert_eq!(told(&cache, news).await, ["a bad", "b u New"]);
+        assert!(cache.get(&key).is_some());
     }
 }

@@ -1,4 +1,4 @@
-//! The client of the API server: every request but a watch has a time limit and is counted.
+//! The clients of the API server: every request but a watch has a time limit and is counted.
 //!
 //! kube's defaults never give up on a silent connection and retry inside a call for minutes; here
 //! a request fails after [`REQUEST_LIMIT`], and the queue decides when to try again.
@@ -15,17 +15,39 @@ use tower::{BoxError, Service};
 
 use crate::metrics::Metrics;
 
-/// A healthy API server answers within a second or two; a write that takes longer than this is
+/// A healthy API server answers within a second or two; a request that takes longer than this is
 /// better tried again on another connection.
 const REQUEST_LIMIT: Duration = Duration::from_secs(12);
+/// A watch is renewed after this time, so that one whose connection died silently is noticed.
+pub const WATCH_SECONDS: u32 = 30;
+/// How long a watch may be silent: its server ends it after [`WATCH_SECONDS`].
+const WATCH_LIMIT: Duration = Duration::from_secs(35);
 
-/// Makes the client.
-pub async fn client(metrics: Arc<Metrics>) -> anyhow::Result<Client> {
-    let mut config = Config::infer().await?;
+/// Two clients, since connections on which watches run may be silent for longer than others.
+#[derive(Clone)]
+pub struct Clients {
+    /// For reads and writes.
+    pub requests: Client,
+    /// For lists and watches.
+    pub watches: Client,
+}
+
+/// Makes the clients.
+pub async fn clients(metrics: &Arc<Metrics>) -> anyhow::Result<Clients> {
+    let config = Config::infer().await?;
+    Ok(Clients {
+        requests: client(config.clone(), REQUEST_LIMIT, metrics)?,
+        watches: client(config, WATCH_LIMIT, metrics)?,
+    })
+}
+
+fn client(mut config: Config, silence: Duration, metrics: &Arc<Metrics>) -> anyhow::Result<Client> {
     config.connect_timeout = Some(Duration::from_secs(5));
     config.default_retry = false;
-    // Watches end by themselves after `cache::WATCH_SECONDS`; a silent one ends a little later.
-    config.read_timeout = Some(Duration::from_secs(u64::from(crate::cache::WATCH_SECONDS) + 10));
+    config.read_timeout = Some(silence);
+    // Else the time for which a connection lay idle would count against the next answer.
+    config.reset_reader_on_write = true;
+    let metrics = Arc::clone(metrics);
     let layer =
         tower::layer::layer_fn(move |inner| Limited { inner, metrics: Arc::clone(&metrics) });
     Ok(ClientBuilder::try_from(config)?.with_layer(&layer).build())
@@ -58,13 +80,9 @@ where
         let metrics = Arc::clone(&self.metrics);
         let reply = self.inner.call(request);
         Box::pin(async move {
-            let result = if watch {
-                reply.await
-            } else {
-                match tokio::time::timeout(REQUEST_LIMIT, reply).await {
-                    Ok(result) => result,
-                    Err(_) => Err(format!("no answer within {REQUEST_LIMIT:?}").into()),
-                }
+            let result = match tokio::time::timeout(REQUEST_LIMIT, reply).await {
+                Ok(result) => result,
+                Err(_) => Err(format!("no answer within {REQUEST_LIMIT:?}").into()),
             };
             let code = result.as_ref().map_or(0, |reply| reply.status().as_u16());
             metrics.request(&verb, &kind, code);

@@ -36,11 +36,12 @@ pub struct Config {
     /// The name of the leader's Lease.
     #[arg(long, env = "LITHE_LEASE_NAME", default_value = "lithe-operator")]
     pub lease_name: String,
-    /// Who this process is; the pod's name.
-    #[arg(long, env = "LITHE_IDENTITY", default_value = "lithe-operator")]
+    /// Who this process is among those that may lead; the host's name, which in a pod is the pod's.
+    #[arg(long, env = "LITHE_IDENTITY", default_value_t = host())]
     pub identity: String,
-    /// Objects that are worked on at the same time.
-    #[arg(long, env = "LITHE_CONCURRENCY", default_value_t = 12)]
+    /// Objects that are worked on at the same time. More would not be faster: they would wait in the
+    /// API server, and a repair behind them.
+    #[arg(long, env = "LITHE_CONCURRENCY", default_value_t = 6)]
     pub concurrency: usize,
     /// Address of /metrics, /livez and /readyz.
     #[arg(long, env = "LITHE_LISTEN", default_value = "0.0.0.0:8080")]
@@ -54,4 +55,10 @@ pub struct Config {
     /// For benchmarks: act as if every artifact existed, and run no pods.
     #[arg(long, hide = true)]
     pub bench_skip_compression: bool,
+}
+
+fn host() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim();
+    if name.is_empty() { "lithe-operator".to_owned() } else { name.to_owned() }
 }

@@ -4,8 +4,7 @@
 //! our own clock, so that clocks that disagree do no harm. A leader that could not renew in time
 //! stops writing before another may start.
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -13,13 +12,16 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client, ResourceExt as _};
+use tokio::sync::Notify;
 
 /// How long a lease holds without being renewed.
-const DURATION: Duration = Duration::from_secs(10);
-/// How often it is renewed or looked at.
-const RENEW: Duration = Duration::from_secs(2);
+const DURATION: Duration = Duration::from_secs(15);
 /// A leader that could not renew for this long stops writing; shorter than [`DURATION`].
-const GIVE_UP: Duration = Duration::from_secs(7);
+const GIVE_UP: Duration = Duration::from_secs(10);
+/// How often a leader renews.
+const RENEW: Duration = Duration::from_secs(4);
+/// How often others look, so that a lease that was given back is taken within two seconds.
+const LOOK: Duration = Duration::from_millis(1500);
 
 /// The lease as this process sees it.
 pub struct Leadership {
@@ -27,6 +29,16 @@ pub struct Leadership {
     name: String,
     identity: String,
     renewed: Mutex<Option<Instant>>,
+    released: Notify,
+}
+
+/// What one candidate remembers between two tries.
+#[derive(Default)]
+struct Memory {
+    /// The lease as we wrote it: it is renewed without being read.
+    ours: Option<Lease>,
+    /// The version of another's lease, and since when it did not change.
+    theirs: Option<(String, Instant)>,
 }
 
 impl Leadership {
@@ -37,65 +49,90 @@ impl Leadership {
             name: name.into(),
             identity: identity.into(),
             renewed: Mutex::new(None),
+            released: Notify::new(),
         }
     }
 
-    /// Whether this process may write at `now`.
-    pub fn leads(&self, now: Instant) -> bool {
-        let renewed = self.renewed.lock().unwrap_or_else(PoisonError::into_inner);
-        renewed.is_some_and(|renewed| now.duration_since(renewed) < GIVE_UP)
+    /// Whether this process may write now.
+    pub fn leads(&self) -> bool {
+        self.renewed().is_some_and(|renewed| renewed.elapsed() < GIVE_UP)
     }
 
-    fn set(&self, renewed: Option<Instant>) {
-        *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = renewed;
+    fn renewed(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.renewed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes and renews the lease for ever; `tell` hears when leadership begins or ends.
+    /// Takes and renews the lease until it is released; `tell` hears when leadership begins or ends.
     pub async fn hold(&self, tell: impl Fn(bool)) {
-        let mut seen: Option<(String, Instant)> = None;
+        let mut memory = Memory::default();
         let mut led = false;
         loop {
             let began = Instant::now();
-            match self.attempt(&mut seen).await {
-                Ok(true) => self.set(Some(began)),
-                Ok(false) => self.set(None),
-                Err(error) => tracing::warn!(%error, "lease"),
-            }
-            let leads = self.leads(Instant::now());
+            let pause = match self.attempt(&mut memory).await {
+                Ok(true) => {
+                    *self.renewed() = Some(began);
+                    RENEW
+                }
+                Ok(false) => {
+                    *self.renewed() = None;
+                    LOOK
+                }
+                Err(error) => {
+                    memory.ours = None;
+                    tracing::warn!(%error, "lease");
+                    LOOK
+                }
+            };
+            let leads = self.leads();
             if leads != led {
                 led = leads;
                 tell(leads);
             }
-            tokio::time::sleep(RENEW).await;
+            if tokio::time::timeout(pause, self.released.notified()).await.is_ok() {
+                return self.give_back(memory.ours).await;
+            }
         }
     }
 
     /// One try; `Ok(true)` when the lease is ours now.
-    async fn attempt(&self, seen: &mut Option<(String, Instant)>) -> Result<bool, kube::Error> {
-        let Some(mut lease) = self.api.get_opt(&self.name).await? else {
-            let created = self.api.create(&PostParams::default(), &self.lease(None)).await;
-            return won(created);
+    async fn attempt(&self, memory: &mut Memory) -> Result<bool, kube::Error> {
+        let known = match memory.ours.take() {
+            Some(ours) => Some(ours),
+            None => self.api.get_opt(&self.name).await?,
         };
-        let holder = lease.spec.as_ref().and_then(|spec| spec.holder_identity.clone());
-        let holder = holder.unwrap_or_default();
-        if !holder.is_empty() && holder != self.identity {
-            let version = lease.resource_version().unwrap_or_default();
-            let now = Instant::now();
-            match seen {
-                Some((known, since)) if *known == version => {
-                    if now.duration_since(*since) < DURATION {
-                        return Ok(false);
-                    }
-                }
-                _ => {
-                    *seen = Some((version, now));
-                    return Ok(false);
-                }
+        let written = match known {
+            None => self.api.create(&PostParams::default(), &self.lease(None)).await,
+            Some(lease) if self.is_held_by_another(&lease, memory) => return Ok(false),
+            Some(mut lease) => {
+                lease.spec = self.lease(lease.spec.take()).spec;
+                // The resource version makes this a compare-and-swap: of two candidates one loses.
+                self.api.replace(&self.name, &PostParams::default(), &lease).await
+            }
+        };
+        match written {
+            Ok(lease) => {
+                memory.ours = Some(lease);
+                Ok(true)
+            }
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn is_held_by_another(&self, lease: &Lease, memory: &mut Memory) -> bool {
+        let spec = lease.spec.as_ref();
+        let holder = spec.and_then(|spec| spec.holder_identity.clone()).unwrap_or_default();
+        if holder.is_empty() || holder == self.identity {
+            return false;
+        }
+        let (version, now) = (lease.resource_version().unwrap_or_default(), Instant::now());
+        match &memory.theirs {
+            Some((known, since)) if *known == version => now.duration_since(*since) < DURATION,
+            _ => {
+                memory.theirs = Some((version, now));
+                true
             }
         }
-        lease.spec = self.lease(lease.spec.take()).spec;
-        // The resource version makes this a compare-and-swap: of two candidates one loses.
-        won(self.api.replace(&self.name, &PostParams::default(), &lease).await)
     }
 
     fn lease(&self, before: Option<LeaseSpec>) -> Lease {
@@ -116,26 +153,19 @@ impl Leadership {
         }
     }
 
-    /// Gives the lease back, so that the next leader need not wait.
-    pub async fn release(&self) {
-        if !self.leads(Instant::now()) {
-            return;
-        }
-        self.set(None);
-        let Ok(Some(mut lease)) = self.api.get_opt(&self.name).await else { return };
-        if let Some(spec) = &mut lease.spec
-            && spec.holder_identity.as_deref() == Some(&self.identity)
-        {
-            spec.holder_identity = Some(String::new());
-            let _ = self.api.replace(&self.name, &PostParams::default(), &lease).await;
-        }
+    /// Ends [`Leadership::hold`], which gives the lease back: the next leader need not wait.
+    pub fn release(&self) {
+        self.released.notify_one();
     }
-}
 
-fn won(result: Result<Lease, kube::Error>) -> Result<bool, kube::Error> {
-    match result {
-        Ok(_) => Ok(true),
-        Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
-        Err(error) => Err(error),
+    async fn give_back(&self, ours: Option<Lease>) {
+        *self.renewed() = None;
+        let Some(mut lease) = ours else { return };
+        if let Some(spec) = &mut lease.spec {
+            spec.holder_identity = Some(String::new());
+            if let Err(error) = self.api.replace(&self.name, &PostParams::default(), &lease).await {
+                tracing::warn!(%error, "give the lease back");
+            }
+        }
     }
 }

@@ -1,7 +1,8 @@
 //! `lithe-operator`: observe -> plan -> objects -> apply -> report.
 //!
-//! Read [`controller`] first: it is the table of contents. Only `controller`, `apply`, `lease` and
-//! `client` talk to the API server; `plan`, `objects` and `report` are plain functions.
+//! Read [`controller`] first: it is the table of contents. Only `watch`, `inquire`, `apply`,
+//! `controller`, `lease` and `report::events` talk to the API server, by way of `client`; `plan`,
+//! `objects`, `drift` and `report` are plain functions.
 
 pub mod admin;
 pub mod apply;
@@ -9,11 +10,15 @@ pub mod cache;
 pub mod client;
 pub mod config;
 pub mod controller;
+pub mod drift;
+pub mod inquire;
 pub mod lease;
 pub mod metrics;
 pub mod objects;
 pub mod observe;
 pub mod plan;
+pub mod pulse;
 pub mod queue;
 pub mod report;
 pub mod telemetry;
+pub mod watch;

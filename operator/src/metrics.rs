@@ -1,11 +1,15 @@
 //! What `/metrics` says. Labels are bounded: verbs, resources, code classes, outcomes.
 
+use std::time::Duration;
+
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+
+use crate::queue::Depth;
 
 /// Labels of a request to the API server.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -21,13 +25,27 @@ struct OutcomeLabels {
     outcome: String,
 }
 
+/// Labels of the queue's length.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct QueueLabels {
+    line: String,
+}
+
+/// Labels of the number of objects.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct PhaseLabels {
+    phase: String,
+}
+
 /// All metrics of the process.
 pub struct Metrics {
     registry: Registry,
     requests: Family<RequestLabels, Counter>,
     reconciles: Family<OutcomeLabels, Counter>,
     duration: Histogram,
-    queued: Gauge,
+    queued: Family<QueueLabels, Gauge>,
+    phases: Family<PhaseLabels, Gauge>,
+    unreadable: Counter,
     leader: Gauge,
 }
 
@@ -38,13 +56,21 @@ impl Default for Metrics {
         let reconciles = Family::<OutcomeLabels, Counter>::default();
         // 1 ms to 16 s: from "nothing to do" to a slow API server.
         let duration = Histogram::new(exponential_buckets(0.001, 2.0, 15));
-        let (queued, leader) = (Gauge::default(), Gauge::default());
+        let queued = Family::<QueueLabels, Gauge>::default();
+        let phases = Family::<PhaseLabels, Gauge>::default();
+        let (unreadable, leader) = (Counter::default(), Gauge::default());
         registry.register("api_requests", "Requests to the API server", requests.clone());
         registry.register("reconciles", "Reconciles by outcome", reconciles.clone());
         registry.register("reconcile_seconds", "Time of one reconcile", duration.clone());
         registry.register("queue_length", "Objects that wait", queued.clone());
+        registry.register("models", "ModelDeployments by phase", phases.clone());
+        registry.register(
+            "unreadable_models",
+            "ModelDeployments that came in a form that this version cannot read",
+            unreadable.clone(),
+        );
         registry.register("leader", "1 while this process leads", leader.clone());
-        Self { registry, requests, reconciles, duration, queued, leader }
+        Self { registry, requests, reconciles, duration, queued, phases, unreadable, leader }
     }
 }
 
@@ -59,15 +85,28 @@ impl Metrics {
         self.requests.get_or_create(&labels).inc();
     }
 
-    /// Counts a reconcile that took `seconds`.
-    pub fn reconcile(&self, outcome: &str, seconds: f64) {
+    /// Counts a reconcile that took `time`.
+    pub fn reconcile(&self, outcome: &str, time: Duration) {
         self.reconciles.get_or_create(&OutcomeLabels { outcome: outcome.into() }).inc();
-        self.duration.observe(seconds);
+        self.duration.observe(time.as_secs_f64());
     }
 
     /// Says how many objects wait.
-    pub fn queued(&self, length: usize) {
-        self.queued.set(i64::try_from(length).unwrap_or(i64::MAX));
+    pub fn queued(&self, depth: Depth) {
+        let Depth { urgent, normal, later } = depth;
+        for (line, length) in [("urgent", urgent), ("normal", normal), ("later", later)] {
+            set(&self.queued.get_or_create(&QueueLabels { line: line.into() }), length);
+        }
+    }
+
+    /// Says how many objects are in `phase`.
+    pub fn phase(&self, phase: &str, count: usize) {
+        set(&self.phases.get_or_create(&PhaseLabels { phase: phase.into() }), count);
+    }
+
+    /// Counts an object that cannot be read.
+    pub fn unreadable(&self) {
+        self.unreadable.inc();
     }
 
     /// Says whether this process leads.
@@ -82,4 +121,8 @@ impl Metrics {
         let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
         text
     }
+}
+
+fn set(gauge: &Gauge, count: usize) {
+    gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
 }

@@ -4,6 +4,7 @@ pub mod deployment;
 pub mod guards;
 pub mod job;
 pub mod pod;
+pub mod policy;
 pub mod service;
 
 use std::collections::BTreeMap;
@@ -27,32 +28,44 @@ use crate::plan::Plan;
 pub struct Objects {
     /// The identity of the pods, without any right and without a token.
     pub account: ServiceAccount,
-    /// What the pods may talk to; absent when policies are off.
-    pub policy: Option<NetworkPolicy>,
+    /// What the pods may talk to, one for each role that has pods; none when policies are off.
+    pub policies: Vec<NetworkPolicy>,
     /// The address of the pods.
     pub service: Service,
     /// How many pods a drain may take at a time.
     pub budget: PodDisruptionBudget,
-    /// The pods that serve; absent until there is an artifact.
+    /// The pods that serve; absent until there is an artifact, and while it must stay as it is.
     pub deployment: Option<Deployment>,
     /// The Job to create; absent when none is due.
     pub job: Option<Job>,
+    /// Labels and owner of the Job that is there or comes.
+    pub job_meta: ObjectMeta,
 }
 
 /// The children as `plan` wants them.
 pub fn objects(observed: &Observed, plan: &Plan, config: &Config) -> Objects {
     let model = observed.model.as_ref();
+    let deployment = plan
+        .artifact
+        .as_ref()
+        .filter(|_| !plan.leave)
+        .map(|artifact| deployment::deployment(model, plan, artifact, config));
     Objects {
         account: guards::account(model),
-        policy: config.network_policy.then(|| guards::policy(model, config)),
+        policies: if config.network_policy { policies(observed, plan, config) } else { Vec::new() },
         service: service::service(model),
         budget: guards::budget(model),
-        deployment: plan
-            .artifact
-            .as_ref()
-            .map(|artifact| deployment::deployment(model, plan, artifact, config)),
-        job: plan.start.as_ref().map(|_| job::job(model, &plan.request, config)),
+        deployment,
+        job: plan.start.as_ref().map(|why| job::job(model, &plan.request, why, config)),
+        job_meta: meta(model, names::job(&model.name_any(), &uid(model), &plan.request)),
     }
+}
+
+fn policies(observed: &Observed, plan: &Plan, config: &Config) -> Vec<NetworkPolicy> {
+    let model = observed.model.as_ref();
+    let compresses = plan.start.is_some() || observed.jobs.iter().any(|job| plan.keeps(job));
+    let compress = compresses.then(|| policy::compress(model, config));
+    [Some(policy::serve(model, config)), compress].into_iter().flatten().collect()
 }
 
 /// The UID of `model`.

@@ -6,13 +6,15 @@ pub mod verdicts;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
-use lithe::names::{LABEL_ROLE, LABEL_UID, PORT_GRPC, ROLE_SERVE};
+use lithe::Digest;
+use lithe::names::{
+    ANNOTATION_REQUEST, ANNOTATION_WHY, LABEL_ROLE, LABEL_UID, PORT_GRPC, ROLE_SERVE,
+};
 use lithe::status::{
-    Address, ArtifactStatus, HistoryEntry, JobStatus, ModelDeploymentStatus, Phase, SourceStatus,
-    condition,
+    Address, ArtifactStatus, JobStatus, ModelDeploymentStatus, Phase, SourceStatus, condition,
 };
 
-use crate::apply::{Applied, WriteError};
+use crate::apply::Applied;
 use crate::objects::{service, uid};
 use crate::observe::Observed;
 use crate::plan::Plan;
@@ -23,7 +25,7 @@ use crate::plan::rollout::{Progress, progress};
 pub fn report(
     observed: &Observed,
     plan: &Plan,
-    applied: &Result<Applied, WriteError>,
+    applied: &Applied,
     now: &Time,
 ) -> ModelDeploymentStatus {
     let model = observed.model.as_ref();
@@ -36,11 +38,16 @@ pub fn report(
             lithe::status::condition(&before.conditions, kind, verdict, generation, now.clone())
         })
         .collect::<Vec<_>>();
-    let ready = conditions.iter().any(|c| c.type_ == condition::READY && c.status == "True");
+    let is = |kind: &str, status: &str| {
+        conditions.iter().any(|condition| condition.type_ == kind && condition.status == status)
+    };
+    let ready = is(condition::READY, "True");
+    // While a Job works, Progressing only repeats what holds the Job up.
+    let stuck = !applied.failed.is_empty() || (plan.current && is(condition::PROGRESSING, "False"));
     let artifact = artifact(observed, plan, &before, &progress, now);
     ModelDeploymentStatus {
         observed_generation: generation,
-        phase: Some(phase(plan, applied, &progress, ready)),
+        phase: Some(phase(plan, stuck, &progress, ready)),
         conditions,
         source: source(observed, plan, &before),
         history: history(observed, &before, artifact.as_ref()),
@@ -68,27 +75,17 @@ pub fn report(
 /// | no | no | - | yes | Compressing |
 /// | no | no | - | no, artifact there | RollingOut |
 /// | no | no | - | no, none yet | Pending |
-fn phase(
-    plan: &Plan,
-    applied: &Result<Applied, WriteError>,
-    progress: &Progress,
-    ready: bool,
-) -> Phase {
+fn phase(plan: &Plan, stuck: bool, progress: &Progress, ready: bool) -> Phase {
     let failed = !plan.refused.is_empty()
         || (!plan.current && matches!(plan.job, JobState::Failed(_)))
-        || applied.is_err()
-        || (plan.current && progress.stuck);
+        || stuck;
     match (ready, failed) {
         (true, _) => Phase::Serving,
         (_, true) if progress.ready > 0 => Phase::Degraded,
         (_, true) => Phase::Failed,
-        _ if !plan.current
-            && (plan.start.is_some() || matches!(plan.job, JobState::Running(_))) =>
-        {
-            Phase::Compressing
-        }
         _ if plan.current => Phase::RollingOut,
-        _ => Phase::Pending,
+        _ if plan.start.is_none() && plan.job == JobState::Absent => Phase::Pending,
+        _ => Phase::Compressing,
     }
 }
 
@@ -113,7 +110,7 @@ pub fn serves(observed: &Observed, artifact: &ArtifactStatus) -> bool {
     observed.deployment.as_ref().is_some_and(|deployment| {
         deployment
             .annotations()
-            .get(lithe::names::ANNOTATION_REQUEST)
+            .get(ANNOTATION_REQUEST)
             .is_some_and(|request| request == artifact.request.as_str())
     })
 }
@@ -125,7 +122,7 @@ fn source(
 ) -> Option<SourceStatus> {
     let uri = observed.model.spec.model.uri.clone();
     match (&plan.artifact, &plan.job) {
-        (_, JobState::Made(made)) => {
+        (_, JobState::Made(made, _)) => {
             Some(SourceStatus { uri, digest: made.source.clone(), size: made.original_size })
         }
         (Some(artifact), _) if plan.current => {
@@ -140,61 +137,64 @@ fn source(
     }
 }
 
-/// Artifacts that were served before, newest first.
+/// Artifacts that were served before, newest first; the one that serves now is not among them.
 fn history(
     observed: &Observed,
     before: &ModelDeploymentStatus,
     artifact: Option<&ArtifactStatus>,
-) -> Vec<HistoryEntry> {
-    let mut entries = before.history.clone();
-    if let (Some(old), Some(new)) = (&before.artifact, artifact)
-        && old.request != new.request
-        && old.rolled_out.is_some()
-    {
-        entries.insert(
-            0,
-            HistoryEntry {
-                digest: old.digest.clone(),
-                uri: old.uri.clone(),
-                request: old.request.clone(),
-                rolled_out: old.rolled_out.clone(),
-            },
-        );
+) -> Vec<ArtifactStatus> {
+    let now = artifact.map(|artifact| &artifact.request);
+    let replaced = before.artifact.clone().filter(|old| old.rolled_out.is_some());
+    let mut entries: Vec<ArtifactStatus> = Vec::new();
+    for old in replaced.into_iter().chain(before.history.iter().cloned()) {
+        let known = entries.iter().any(|entry| entry.request == old.request);
+        if !known && Some(&old.request) != now {
+            entries.push(old);
+        }
     }
     entries.truncate(observed.model.spec.rollout.history as usize);
     entries
 }
 
+/// The Job of the newest request, or, without one, the last that there was.
 fn job(
     observed: &Observed,
     plan: &Plan,
     before: &ModelDeploymentStatus,
     now: &Time,
 ) -> Option<JobStatus> {
-    let same = before.job.clone().filter(|job| job.request == plan.request);
-    if let Some(why) = &plan.start {
-        let model = observed.model.as_ref();
-        return Some(JobStatus {
-            name: lithe::names::job(&model.name_any(), &uid(model), &plan.request),
-            request: plan.request.clone(),
-            why: why.clone(),
-            started: Some(now.clone()),
-            finished: None,
-            result: None,
-        });
-    }
-    let mut job = same.or_else(|| before.job.clone())?;
-    if job.request != plan.request || job.finished.is_some() {
-        return Some(job);
-    }
-    job.result = match &plan.job {
-        JobState::Made(made) if made.reused => Some("Succeeded: the store already held it".into()),
-        JobState::Made(_) => Some("Succeeded".into()),
-        JobState::Failed(refusal) => Some(refusal.reason.clone()),
-        _ => None,
+    let Some(job) = observed.jobs.iter().find(|job| plan.keeps(job)) else {
+        return before.job.clone();
     };
-    job.finished = job.result.as_ref().map(|_| now.clone());
-    Some(job)
+    let known = before.job.clone().filter(|known| {
+        known.name == job.name_any() && known.started == job.metadata.creation_timestamp
+    });
+    let result = match &plan.job {
+        JobState::Made(made, _) if made.reused => {
+            Some("Succeeded: the store already held it".into())
+        }
+        JobState::Made(..) => Some("Succeeded".into()),
+        JobState::Failed(refusal) => Some(refusal.reason.clone()),
+        JobState::Absent
+        | JobState::Running(_)
+        | JobState::Unreadable(_)
+        | JobState::Outdated(_) => known.as_ref().and_then(|known| known.result.clone()),
+    };
+    let ended = known.and_then(|known| known.finished).or_else(|| match &plan.job {
+        JobState::Made(_, when) => Some(when.clone()),
+        _ => Some(now.clone()),
+    });
+    let note = |name: &str| job.annotations().get(name).cloned();
+    Some(JobStatus {
+        name: job.name_any(),
+        request: note(ANNOTATION_REQUEST)
+            .and_then(|text| text.parse::<Digest>().ok())
+            .unwrap_or_else(|| plan.request.clone()),
+        why: note(ANNOTATION_WHY).unwrap_or_default(),
+        started: job.metadata.creation_timestamp.clone(),
+        finished: ended.filter(|_| result.is_some()),
+        result,
+    })
 }
 
 fn address(observed: &Observed) -> Address {

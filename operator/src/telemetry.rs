@@ -16,7 +16,10 @@ pub fn init(
     let logs = tracing_subscriber::fmt::layer().json().flatten_event(true).with_filter(filter);
     let provider = config.otlp_endpoint.as_ref().map(|endpoint| exporter(endpoint)).transpose()?;
     let traces = provider.as_ref().map(|provider| {
-        tracing_opentelemetry::layer().with_tracer(provider.tracer("lithe-operator"))
+        // Requests are spans of kube's at the level of debugging.
+        tracing_opentelemetry::layer()
+            .with_tracer(provider.tracer("lithe-operator"))
+            .with_filter(EnvFilter::new("info,kube_client=debug"))
     });
     tracing_subscriber::registry().with(logs).with(traces).try_init()?;
     Ok(provider)

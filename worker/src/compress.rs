@@ -375,27 +375,32 @@ fn judge_gates(
 impl Compressed {
     /// The summary for a termination message; `uri` is where the artifact lies.
     pub fn made(&self, uri: String) -> Made {
-        let manifest = &self.manifest;
-        let evaluation = manifest.evaluation.as_ref();
-        Made {
-            uri,
-            digest: manifest.model.digest.clone(),
-            manifest: self.manifest_digest.clone(),
-            key: manifest.key.clone(),
-            source: manifest.source.digest.clone(),
-            size: manifest.model.size,
-            original_size: manifest.source.size,
-            reused: false,
-            fallback: self.fallback.clone(),
-            metric: evaluation.map(|e| e.metric),
-            original_value: evaluation.map(|e| e.original),
-            value: evaluation.map(|e| e.compressed),
-            agreement: evaluation.map(|e| e.agreement),
-            cosine: evaluation.map(|e| e.cosine),
-            speedup: evaluation.map(|e| e.latency.speedup),
-            samples: evaluation.map(|e| e.samples),
-            steps: manifest.steps.iter().map(step_line).collect(),
-        }
+        made(&self.manifest, self.manifest_digest.clone(), uri)
+    }
+}
+
+/// The artifact of `manifest` in brief. One with a failed gate is the original, which
+/// `onFailure: ServeOriginal` took in its place.
+pub fn made(manifest: &Manifest, manifest_digest: Digest, uri: String) -> Made {
+    let evaluation = manifest.evaluation.as_ref();
+    Made {
+        uri,
+        digest: manifest.model.digest.clone(),
+        manifest: manifest_digest,
+        key: manifest.key.clone(),
+        source: manifest.source.digest.clone(),
+        size: manifest.model.size,
+        original_size: manifest.source.size,
+        reused: false,
+        fallback: gates::failures(&manifest.gates),
+        metric: evaluation.map(|e| e.metric),
+        original_value: evaluation.map(|e| e.original),
+        value: evaluation.map(|e| e.compressed),
+        agreement: evaluation.map(|e| e.agreement),
+        cosine: evaluation.map(|e| e.cosine),
+        speedup: evaluation.map(|e| e.latency.speedup),
+        samples: evaluation.map(|e| e.samples),
+        steps: manifest.steps.iter().map(step_line).collect(),
     }
 }
 

@@ -1,39 +1,71 @@
 //! `lithe-worker`: `compress` in a Job, `serve` in a Pod. Nothing else happens here.
 
-use std::process::ExitCode;
+use std::io::IsTerminal as _;
+use std::time::Instant;
 
 use clap::{Parser, Subcommand};
-use lithe_worker::compress;
+use lithe_worker::{compress, job, process, serve};
+use tracing_subscriber::EnvFilter;
 
-/// Compresses and serves ONNX models.
+/// Compresses ONNX models and serves them.
 #[derive(Parser)]
 #[command(name = "lithe-worker", version)]
-struct Cli {
+struct Arguments {
+    /// What is logged, such as `info` or `lithe_worker=debug`.
+    #[arg(long, global = true, env = "LITHE_LOG", default_value = "info")]
+    log: String,
     #[command(subcommand)]
     verb: Verb,
 }
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Compress a model by a recipe.
-    Compress(compress::cli::Args),
+    /// Serve a model until SIGTERM.
+    Serve(Box<serve::Options>),
+    /// Compress a model by a recipe: into a folder, or into the artifact store.
+    Compress(Box<job::Options>),
     /// Load a model once under limits; `compress` starts it.
     #[command(hide = true)]
     Trial(compress::trial::Args),
 }
 
-fn main() -> ExitCode {
-    turn_telemetry_off();
-    let code = match Cli::parse().verb {
-        Verb::Compress(args) => compress::cli::run(&args),
-        Verb::Trial(args) => compress::trial::child(&args),
+fn main() {
+    let born = Instant::now();
+    let arguments = Arguments::parse();
+    process::harden();
+    log(&arguments.log);
+    // An earlier provider would be as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let code = match arguments.verb {
+        Verb::Trial(limits) => compress::trial::child(&limits),
+        Verb::Serve(options) => confined(|| serve::main(*options, born)),
+        Verb::Compress(options) => match options.laptop() {
+            Some(arguments) => compress::cli::run(&arguments),
+            None => confined(|| job::main(*options, job::compress)),
+        },
     };
-    ExitCode::from(u8::try_from(code).unwrap_or(1))
+    process::end(code)
 }
 
-/// The runtime's library reads this when it is loaded; the builder's switch comes too late for it.
-#[allow(unsafe_code)]
-fn turn_telemetry_off() {
-    // SAFETY: this is the first thing the process does, and it has only this thread.
-    unsafe { std::env::set_var("ORT_DISABLE_TELEMETRY", "1") };
+/// Runs `verb` in an empty working directory.
+fn confined(verb: impl FnOnce() -> i32) -> i32 {
+    let empty = compress::confine::enter_empty_directory();
+    if let Err(error) = &empty {
+        tracing::warn!(%error, "no empty working directory");
+    }
+    verb()
+}
+
+/// Logs to stderr: for people on a terminal, as JSON elsewhere.
+fn log(filter: &str) {
+    let filter = EnvFilter::try_new(filter).unwrap_or_else(|error| {
+        eprintln!("lithe-worker: --log {filter}: {error}");
+        EnvFilter::new("info")
+    });
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if std::io::stderr().is_terminal() {
+        builder.init();
+    } else {
+        builder.json().flatten_event(true).init();
+    }
 }

@@ -101,7 +101,7 @@ fn pod_spec(model: &ModelDeployment, artifact: &ArtifactStatus, config: &Config)
         mounts.push(mount);
     }
     container.volume_mounts = Some(mounts);
-    container.resources = Some(resources(model));
+    container.resources = Some(resources(model, artifact));
     container.ports = Some(vec![
         pod::port("http", PORT_HTTP),
         pod::port("grpc", PORT_GRPC),
@@ -109,6 +109,10 @@ fn pod_spec(model: &ModelDeployment, artifact: &ArtifactStatus, config: &Config)
     ]);
     probes(&mut container);
     let mut spec = pod::spec(model, container, volumes);
+    let accelerator = model.spec.placement.accelerator.as_ref();
+    if let Some(product) = accelerator.and_then(|accelerator| accelerator.product.clone()) {
+        spec.node_selector.get_or_insert_default().insert("nvidia.com/gpu.product".into(), product);
+    }
     spec.termination_grace_period_seconds = Some(DRAIN_DELAY + DRAIN_DEADLINE + 5);
     spec.topology_spread_constraints = Some(vec![TopologySpreadConstraint {
         max_skew: 1,
@@ -152,16 +156,23 @@ fn arguments(model: &ModelDeployment, artifact: &ArtifactStatus, config: &Config
     arguments
 }
 
-fn resources(model: &ModelDeployment) -> ResourceRequirements {
+/// What the user says, else little to start with and a memory limit that fits the model: the
+/// weights while they are verified and again in the runtime, its arenas, and 1 GiB for requests.
+fn resources(model: &ModelDeployment, artifact: &ArtifactStatus) -> ResourceRequirements {
     let wanted = model.spec.runtime.resources.as_ref();
+    let amounts = |amounts: &[(&str, String)]| {
+        Some(
+            amounts
+                .iter()
+                .map(|(name, amount)| ((*name).to_owned(), Quantity(amount.clone())))
+                .collect(),
+        )
+    };
+    let limit = 1024 + artifact.size.saturating_mul(4) / (1 << 20);
     let mut resources = wanted.map_or_else(
         || ResourceRequirements {
-            requests: Some(
-                [("cpu", "100m"), ("memory", "256Mi")]
-                    .map(|(name, amount)| (name.to_owned(), Quantity(amount.to_owned())))
-                    .into(),
-            ),
-            limits: None,
+            requests: amounts(&[("cpu", "100m".into()), ("memory", "256Mi".into())]),
+            limits: amounts(&[("memory", format!("{limit}Mi"))]),
             claims: None,
         },
         ResourceRequirements::from,

@@ -13,22 +13,28 @@ use kube::ResourceExt as _;
 use lithe::Digest;
 use lithe::artifact::{EXIT_GATE_FAILED, EXIT_REFUSED};
 use lithe::names::{
-    self, ANNOTATION_REQUEST, CONTAINER_COMPRESS, ENV_RECIPE, LABEL_ROLE, PATH_DATA_CLAIM,
-    PATH_DATA_CREDENTIALS, PATH_MODEL_CLAIM, PATH_MODEL_CREDENTIALS, PATH_STORE_CREDENTIALS,
-    ROLE_COMPRESS,
+    self, ANNOTATION_MEANS, ANNOTATION_REQUEST, ANNOTATION_WHY, CONTAINER_COMPRESS, ENV_RECIPE,
+    LABEL_ROLE, PATH_DATA_CLAIM, PATH_DATA_CREDENTIALS, PATH_MODEL_CLAIM, PATH_MODEL_CREDENTIALS,
+    PATH_STORE_CREDENTIALS, ROLE_COMPRESS,
 };
 use lithe::spec::ModelDeployment;
 
 use crate::config::Config;
 use crate::objects::{labels, meta, pod, uid};
+use crate::plan::compress::{RETRIES, means};
 
-/// Tries after a failure that may pass (a store that does not answer, a node that dies).
-const RETRIES: i32 = 3;
-
-/// The Job that works on `request`.
-pub fn job(model: &ModelDeployment, request: &Digest, config: &Config) -> Job {
+/// The Job that works on `request`, for the reason `why`.
+pub fn job(model: &ModelDeployment, request: &Digest, why: &str, config: &Config) -> Job {
     let mut metadata = meta(model, names::job(&model.name_any(), &uid(model), request));
-    metadata.annotations = Some([(ANNOTATION_REQUEST.to_owned(), request.to_string())].into());
+    metadata.annotations = Some(
+        [
+            (ANNOTATION_REQUEST, request.to_string()),
+            (ANNOTATION_MEANS, means(&model.spec).to_string()),
+            (ANNOTATION_WHY, why.to_owned()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into(),
+    );
     let mut pod_labels = labels(model);
     pod_labels.insert(LABEL_ROLE.into(), ROLE_COMPRESS.into());
     let deadline = model.spec.compression.as_ref().map(|compression| &compression.deadline);

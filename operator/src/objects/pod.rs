@@ -34,12 +34,8 @@ pub fn spec(model: &ModelDeployment, container: Container, volumes: Vec<Volume>)
             ..Default::default()
         }),
         node_selector: {
-            let placement = &model.spec.placement;
-            let mut labels = placement.node_selector.clone();
-            if let Some(product) = placement.accelerator.as_ref().and_then(|a| a.product.clone()) {
-                labels.insert("nvidia.com/gpu.product".into(), product);
-            }
-            (!labels.is_empty()).then_some(labels)
+            let labels = &model.spec.placement.node_selector;
+            (!labels.is_empty()).then(|| labels.clone())
         },
         tolerations: {
             let tolerations = &model.spec.placement.tolerations;

@@ -1,16 +1,20 @@
 //! What is wrong with a pod, in the cluster's own words, with the field to look at.
 
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
+use lithe::artifact::Outcome;
 use lithe::names::reason;
 use lithe::status::Failure;
 
-use crate::observe::Observed;
+use crate::observe::{Hint, Observed};
 
-/// What is wrong with one pod.
+/// What is wrong with one pod, or with a Job that gets none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodFailure {
+    /// Such as `pod/magika-5f6d-x2x9l`.
+    pub object: String,
     /// One of [`reason`].
     pub reason: &'static str,
     /// The cluster's words, and what to do where that is known.
@@ -20,37 +24,72 @@ pub struct PodFailure {
 }
 
 impl PodFailure {
-    fn new(reason: &'static str, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), exit_code: None }
+    fn new(pod: &Pod, reason: &'static str, message: impl Into<String>) -> Self {
+        let object = format!("pod/{}", pod.name_any());
+        Self { object, reason, message: message.into(), exit_code: None }
     }
 }
 
-/// The newest failure among the pods of `observed`; the first time it was seen is kept.
+/// What is wrong with a serving pod now.
+pub fn serving(observed: &Observed) -> Option<PodFailure> {
+    let found = observed.serving.iter().find_map(|pod| of_pod(pod, &observed.hints))?;
+    Some(steady(found, observed))
+}
+
+/// The newest failure among the pods and Jobs of `observed`; the first time it was seen is kept.
 pub fn newest(observed: &Observed, now: &Time) -> Option<Failure> {
     let before = observed.model.status.as_ref().and_then(|status| status.last_failure.clone());
     let pods = observed.serving.iter().chain(&observed.compressing);
-    let mut found: Vec<_> = pods
-        .filter_map(|pod| of_pod(pod, &observed.mounts).map(|failure| (pod, failure)))
-        .collect();
-    found.sort_by_key(|(pod, _)| pod.metadata.creation_timestamp.clone());
-    let Some((pod, failure)) = found.pop() else { return before };
-    let object = format!("pod/{}", pod.name_any());
+    let pods = pods.filter_map(|pod| {
+        Some((pod.metadata.creation_timestamp.clone(), of_pod(pod, &observed.hints)?))
+    });
+    let jobs = observed.jobs.iter().filter_map(|job| {
+        Some((job.metadata.creation_timestamp.clone(), of_job(job, &observed.hints)?))
+    });
+    let found = pods.chain(jobs).max_by(|(one, _), (other, _)| one.cmp(other));
+    let Some((_, failure)) = found else { return before };
+    let failure = steady(failure, observed);
     let same = |old: &Failure| {
-        old.object == object && old.reason == failure.reason && old.exit_code == failure.exit_code
+        old.object == failure.object
+            && old.reason == failure.reason
+            && old.exit_code == failure.exit_code
     };
     let time = before.filter(same).map_or_else(|| now.clone(), |old| old.time);
-    Some(Failure {
-        time,
-        object,
-        reason: failure.reason.into(),
-        message: failure.message,
-        exit_code: failure.exit_code,
-    })
+    let PodFailure { object, reason, message, exit_code } = failure;
+    Some(Failure { time, object, reason: reason.into(), message, exit_code })
 }
 
-/// What is wrong with `pod`; `mounts` are the cluster's words about volumes by pod name.
-pub fn of_pod(pod: &Pod, mounts: &[(String, String)]) -> Option<PodFailure> {
-    let status = pod.status.as_ref()?;
+/// The kubelet alternates between an error and "back-off" while it pulls an image: the first words
+/// hold, so that the status does not flap with it.
+fn steady(failure: PodFailure, observed: &Observed) -> PodFailure {
+    let before = observed.model.status.as_ref().and_then(|status| status.last_failure.as_ref());
+    match before {
+        Some(before)
+            if failure.reason == reason::IMAGE_PULL_FAILED
+                && before.object == failure.object
+                && before.reason == failure.reason =>
+        {
+            PodFailure { message: before.message.clone(), ..failure }
+        }
+        _ => failure,
+    }
+}
+
+/// What is wrong with a Job that gets no pod.
+pub fn of_job(job: &Job, hints: &[Hint]) -> Option<PodFailure> {
+    let object = format!("job/{}", job.name_any());
+    let hint = hints.iter().find(|hint| hint.object == object)?;
+    let reason = if hint.message.contains("exceeded quota") {
+        reason::QUOTA_EXCEEDED
+    } else {
+        reason::FAILED
+    };
+    Some(PodFailure { object, reason, message: hint.message.clone(), exit_code: None })
+}
+
+/// What is wrong with `pod`; `hints` are the cluster's words about pods that do not start.
+pub fn of_pod(pod: &Pod, hints: &[Hint]) -> Option<PodFailure> {
+    let status = pod.status.as_ref().filter(|_| pod.metadata.deletion_timestamp.is_none())?;
     if let Some(failure) = unscheduled(pod) {
         return Some(failure);
     }
@@ -58,16 +97,23 @@ pub fn of_pod(pod: &Pod, mounts: &[(String, String)]) -> Option<PodFailure> {
     if let Some(failure) = containers.iter().find_map(|container| of_container(pod, container)) {
         return Some(failure);
     }
-    if let Some((_, words)) = mounts.iter().find(|(name, _)| *name == pod.name_any()) {
-        let kind =
-            if words.contains("secret") { reason::SECRET_MISSING } else { reason::VOLUME_MISSING };
-        return Some(PodFailure::new(kind, words.clone()));
+    let object = format!("pod/{}", pod.name_any());
+    if let Some(hint) = hints.iter().find(|hint| hint.object == object) {
+        let words = hint.message.as_str();
+        let kind = if words.contains("secret") {
+            reason::SECRET_MISSING
+        } else if words.contains("olume") {
+            reason::VOLUME_MISSING
+        } else {
+            reason::CONFIG_ERROR
+        };
+        return Some(PodFailure::new(pod, kind, words));
     }
     // Evicted pods, and those their node refused, have a reason of their own.
     let evicted = status.phase.as_deref() == Some("Failed");
     let said = status.reason.clone().filter(|_| evicted)?;
     let message = status.message.clone().unwrap_or_default();
-    Some(PodFailure::new(reason::FAILED, format!("{said}: {message}")))
+    Some(PodFailure::new(pod, reason::FAILED, format!("{said}: {message}")))
 }
 
 fn unscheduled(pod: &Pod) -> Option<PodFailure> {
@@ -78,21 +124,15 @@ fn unscheduled(pod: &Pod) -> Option<PodFailure> {
             && condition.reason.as_deref() == Some("Unschedulable")
     })?;
     let words = condition.message.clone().unwrap_or_default();
+    let lacks = |resource: &String| words.contains(&format!("Insufficient {resource}"));
     Some(if words.contains("persistentvolumeclaim") {
-        PodFailure::new(
-            reason::VOLUME_MISSING,
-            format!("{words}; create or bind the claim named in the pvc:// address"),
-        )
-    } else if extended(pod)
-        .iter()
-        .any(|resource| words.contains(&format!("Insufficient {resource}")))
-    {
-        PodFailure::new(reason::INSUFFICIENT_ACCELERATORS, words)
+        let mend = "create or bind the claim named in the pvc:// address";
+        PodFailure::new(pod, reason::VOLUME_MISSING, format!("{words}; {mend}"))
+    } else if extended(pod).iter().any(lacks) {
+        PodFailure::new(pod, reason::INSUFFICIENT_ACCELERATORS, words)
     } else {
-        PodFailure::new(
-            reason::UNSCHEDULABLE,
-            format!("{words}; look at spec.placement and the requested resources"),
-        )
+        let mend = "look at spec.placement and the requested resources";
+        PodFailure::new(pod, reason::UNSCHEDULABLE, format!("{words}; {mend}"))
     })
 }
 
@@ -105,56 +145,54 @@ fn extended(pod: &Pod) -> Vec<String> {
 
 fn of_container(pod: &Pod, status: &ContainerStatus) -> Option<PodFailure> {
     let state = status.state.as_ref()?;
+    let last = status.last_state.as_ref().and_then(|last| last.terminated.as_ref());
+    let failed = |ended: &&ContainerStateTerminated| ended.exit_code != 0;
     if let Some(waiting) = &state.waiting {
         let words = waiting.message.clone().unwrap_or_default();
         match waiting.reason.as_deref().unwrap_or_default() {
             "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull" => {
-                return Some(PodFailure::new(
-                    reason::IMAGE_PULL_FAILED,
-                    format!("image {}: {words}", status.image),
-                ));
+                let words = format!("image {}: {words}", status.image);
+                return Some(PodFailure::new(pod, reason::IMAGE_PULL_FAILED, words));
             }
             "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => {
-                return Some(PodFailure::new(reason::CONFIG_ERROR, words));
-            }
-            "CrashLoopBackOff" => {
-                let ended = status.last_state.as_ref().and_then(|last| last.terminated.as_ref());
-                return ended.map(|ended| of_end(pod, status, ended, status.restart_count));
+                let secret = words.contains("secret");
+                let kind = if secret { reason::SECRET_MISSING } else { reason::CONFIG_ERROR };
+                return Some(PodFailure::new(pod, kind, words));
             }
             _ => {}
         }
     }
-    let ended = state.terminated.as_ref().filter(|ended| ended.exit_code != 0)?;
-    Some(of_end(pod, status, ended, status.restart_count))
+    // Between two crashes a container runs or waits for a while: it is in trouble all the same.
+    let ended = match &state.terminated {
+        Some(ended) => Some(ended).filter(failed)?,
+        None if status.ready || status.restart_count == 0 => return None,
+        None => last.filter(failed)?,
+    };
+    Some(of_end(pod, status, ended))
 }
 
-fn of_end(
-    pod: &Pod,
-    status: &ContainerStatus,
-    ended: &k8s_openapi::api::core::v1::ContainerStateTerminated,
-    restarts: i32,
-) -> PodFailure {
+fn of_end(pod: &Pod, status: &ContainerStatus, ended: &ContainerStateTerminated) -> PodFailure {
     let said = ended.message.as_deref().unwrap_or_default().trim();
-    let last = said.lines().last().unwrap_or_default();
     let (reason, message) = if ended.reason.as_deref() == Some("OOMKilled") {
         let limit = memory_limit(pod, &status.name).unwrap_or_else(|| "none".into());
-        (
-            reason::OOM_KILLED,
-            format!(
-                "container {} was killed for its memory (limit {limit}); raise the memory limit",
-                status.name
-            ),
-        )
+        let words = format!("container {} was killed for its memory (limit {limit})", status.name);
+        (reason::OOM_KILLED, format!("{words}; raise the memory limit"))
+    } else if let Some(Outcome::Refused(refusal)) = Outcome::from_message(said) {
+        (reason::known(&refusal.reason).unwrap_or(reason::FAILED), refusal.message)
     } else {
-        let reason = if restarts > 0 { reason::CRASH_LOOP } else { reason::FAILED };
-        let times =
-            if restarts > 0 { format!(" for the {}. time", restarts + 1) } else { String::new() };
+        let again = status.restart_count > 0;
+        let reason = if again { reason::CRASH_LOOP } else { reason::FAILED };
+        let times = if again { " again and again" } else { "" };
+        let words = said.lines().last().unwrap_or_default();
         (
             reason,
-            format!("container {} ended with code {}{times}: {last}", status.name, ended.exit_code),
+            format!(
+                "container {} ended with code {}{times}: {words}",
+                status.name, ended.exit_code
+            ),
         )
     };
-    PodFailure { reason, message, exit_code: Some(ended.exit_code) }
+    PodFailure { exit_code: Some(ended.exit_code), ..PodFailure::new(pod, reason, message) }
 }
 
 fn memory_limit(pod: &Pod, container: &str) -> Option<String> {

@@ -40,7 +40,7 @@ pub fn surge(observed: &Observed, replicas: i32) -> Surge {
     let chosen_before = observed.deployment.as_ref().is_some_and(|deployment| one_less(deployment));
     let no_spare = progress(observed).old > 0
         && observed.serving.iter().any(|pod| {
-            failure::of_pod(pod, &[])
+            failure::of_pod(pod, &observed.hints)
                 .is_some_and(|failure| failure.reason == reason::INSUFFICIENT_ACCELERATORS)
         });
     match (no_spare || (chosen_before && !progress(observed).done), replicas > 1) {

@@ -1,16 +1,16 @@
 //! Events: one for each turn of the story, none for each child or look.
 
 use k8s_openapi::api::events::v1::Event;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, ObjectMeta, Time};
 use kube::api::PostParams;
-use kube::{Api, Client, ResourceExt as _};
+use kube::{Api, Client, Resource as _, ResourceExt as _};
 use lithe::Digest;
+use lithe::names::reason;
 use lithe::spec::ModelDeployment;
 use lithe::status::{ModelDeploymentStatus, condition};
 
-use crate::apply::{Applied, WriteError};
 use crate::observe::Observed;
-use crate::plan::Plan;
+use crate::plan::{PRETENDED, Plan};
 
 /// One event.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,55 +26,54 @@ pub struct News {
 }
 
 /// What is new in `status` beside the status before.
-pub fn news(
-    observed: &Observed,
-    plan: &Plan,
-    applied: &Result<Applied, WriteError>,
-    status: &ModelDeploymentStatus,
-) -> Vec<News> {
-    let before = observed.model.status.as_ref();
-    let find = |status: &ModelDeploymentStatus, kind: &str| {
-        let found = status.conditions.iter().find(|condition| condition.type_ == kind);
-        found.map(|found| (found.status.clone(), found.reason.clone(), found.message.clone()))
-    };
-    let mut news = Vec::new();
-    if let (Some(why), Ok(_)) = (&plan.start, applied) {
-        news.push(News {
-            kind: "Normal",
-            reason: "CompressionStarted".into(),
-            action: "Compress",
-            message: format!(
-                "{}: {why}",
-                status.job.as_ref().map_or("Job", |job| job.name.as_str())
-            ),
-        });
+pub fn news(observed: &Observed, plan: &Plan, status: &ModelDeploymentStatus) -> Vec<News> {
+    // Pretended artifacts are no story.
+    if plan.artifact.as_ref().is_some_and(|artifact| artifact.uri.starts_with(PRETENDED)) {
+        return Vec::new();
     }
-    for (kind, action) in [
+    let before = observed.model.status.as_ref();
+    let job = status.job.as_ref().filter(|job| {
+        let known = before.and_then(|before| before.job.as_ref());
+        known.is_none_or(|known| (&known.name, &known.started) != (&job.name, &job.started))
+    });
+    let started = job.map(|job| News {
+        kind: "Normal",
+        reason: "CompressionStarted".into(),
+        action: "Compress",
+        message: format!("Job {}: {}", job.name, job.why),
+    });
+    let turns = [
         (condition::ACCEPTED, "Accept"),
         (condition::COMPRESSED, "Compress"),
         (condition::PROGRESSING, "RollOut"),
-    ] {
-        let Some((truth, reason, message)) = find(status, kind) else { continue };
-        let same = before
-            .and_then(|before| find(before, kind))
-            .is_some_and(|(old, why, _)| old == truth && why == reason);
-        let quiet = matches!(
-            reason.as_str(),
-            lithe::names::reason::IN_PROGRESS
-                | lithe::names::reason::WAITING
-                | lithe::names::reason::ACCEPTED
-        );
-        // Pretended artifacts are no story.
-        let bench = plan
-            .artifact
-            .as_ref()
-            .is_some_and(|artifact| artifact.uri.starts_with("file:///bench/"));
-        if !same && !quiet && !bench {
-            let kind = if truth == "True" { "Normal" } else { "Warning" };
-            news.push(News { kind, reason, action, message });
-        }
-    }
+    ];
+    let turned = turns.into_iter().filter_map(|(kind, action)| turn(before, status, kind, action));
+    let mut news: Vec<News> = started.into_iter().chain(turned).collect();
+    // Before there is an artifact, Progressing only repeats what Compressed says.
+    news.dedup_by(|later, earlier| {
+        (&later.reason, &later.message) == (&earlier.reason, &earlier.message)
+    });
     news
+}
+
+/// The news that the condition `kind` turned, unless the new state is only a stage on the way.
+fn turn(
+    before: Option<&ModelDeploymentStatus>,
+    status: &ModelDeploymentStatus,
+    kind: &str,
+    action: &'static str,
+) -> Option<News> {
+    let find = |status: &ModelDeploymentStatus| {
+        status.conditions.iter().find(|condition| condition.type_ == kind).cloned()
+    };
+    let new = find(status)?;
+    let same = |old: &Condition| old.status == new.status && old.reason == new.reason;
+    let quiet = [reason::IN_PROGRESS, reason::WAITING, reason::ACCEPTED];
+    if quiet.contains(&new.reason.as_str()) || before.and_then(find).is_some_and(|old| same(&old)) {
+        return None;
+    }
+    let kind = if new.status == "True" { "Normal" } else { "Warning" };
+    Some(News { kind, reason: new.reason, action, message: new.message })
 }
 
 /// Writes `news` about `model`. The name is the digest of the news, so that the same story told
@@ -92,7 +91,7 @@ pub async fn publish(client: &Client, model: &ModelDeployment, news: News, now: 
         reason: Some(news.reason),
         note: Some(news.message.chars().take(1000).collect()),
         type_: Some(news.kind.into()),
-        regarding: Some(crate::controller::reference(model)),
+        regarding: Some(model.object_ref(&())),
         reporting_controller: Some("lithe.dev/operator".into()),
         reporting_instance: Some("lithe-operator".into()),
         ..Default::default()
@@ -100,6 +99,6 @@ pub async fn publish(client: &Client, model: &ModelDeployment, news: News, now: 
     match api.create(&PostParams::default(), &event).await {
         Ok(_) => {}
         Err(kube::Error::Api(status)) if status.code == 409 => {}
-        Err(error) => tracing::debug!(%error, "event"),
+        Err(error) => tracing::warn!(%error, "event"),
     }
 }

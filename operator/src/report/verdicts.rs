@@ -1,14 +1,15 @@
 //! The conditions, each with its truth table. Every one always has a status, a reason and words.
 
+use lithe::artifact::Refusal;
 use lithe::names::reason;
-use lithe::status::{Truth, Verdict, condition};
+use lithe::status::{ArtifactStatus, Truth, Verdict, condition};
 use lithe::units::human_bytes;
 
-use crate::apply::{Applied, WriteError};
+use crate::apply::Applied;
 use crate::observe::Observed;
 use crate::plan::Plan;
 use crate::plan::compress::JobState;
-use crate::plan::failure;
+use crate::plan::failure::PodFailure;
 use crate::plan::rollout::{Progress, Surge};
 use crate::report::serves;
 
@@ -16,11 +17,11 @@ use crate::report::serves;
 pub fn all(
     observed: &Observed,
     plan: &Plan,
-    applied: &Result<Applied, WriteError>,
+    applied: &Applied,
     progress: &Progress,
 ) -> Vec<(&'static str, Verdict)> {
     let progressing = progressing(observed, plan, applied, progress);
-    let available = available(progress);
+    let available = available(plan, progress);
     let accepted = accepted(plan);
     let compressed = compressed(plan);
     let ready = ready(observed, plan, progress, [&accepted, &compressed, &progressing, &available]);
@@ -46,7 +47,7 @@ fn accepted(plan: &Plan) -> Verdict {
 }
 
 /// Reasons of a refusal that are about the source itself.
-const ABOUT_SOURCE: [&str; 21] = [
+const ABOUT_SOURCE: [&str; 20] = [
     reason::DIGEST_MISMATCH,
     reason::SOURCE_NOT_FOUND,
     reason::SOURCE_AUTH_FAILED,
@@ -67,10 +68,9 @@ const ABOUT_SOURCE: [&str; 21] = [
     reason::RUNTIME_REFUSED,
     reason::RUNTIME_CRASH,
     reason::NOT_FINITE,
-    reason::CONFIG_ERROR,
 ];
 
-/// The constant with the text `name`, so that reasons stay one bounded list.
+/// The reason `name` when it is about the source.
 fn about_source(name: &str) -> Option<&'static str> {
     ABOUT_SOURCE.into_iter().find(|known| *known == name)
 }
@@ -81,41 +81,35 @@ fn about_source(name: &str) -> Option<&'static str> {
 /// |---|---|---|
 /// | yes | - | True Verified |
 /// | no | failed about the source | False, its reason |
-/// | no | failed otherwise | Unknown Waiting |
+/// | no | failed later, source known | True Verified |
+/// | no | failed before it could tell | Unknown Waiting |
 /// | no | held up about the source | False, its reason |
 /// | no | works or will | Unknown InProgress |
+/// | no | none, spec not accepted | Unknown Waiting |
 fn verified(plan: &Plan) -> Verdict {
+    let unknown = |reason, words: &str| Verdict::new(Truth::Unknown, reason, words);
     match (&plan.artifact, &plan.job) {
-        (Some(artifact), _) if plan.current => Verdict::new(
-            true,
-            reason::VERIFIED,
-            format!(
-                "{} ({}) passed every check",
-                artifact.source,
-                human_bytes(artifact.original_size)
-            ),
-        ),
-        (_, JobState::Failed(refusal)) => match about_source(&refusal.reason) {
-            Some(known) => Verdict::new(false, known, words(refusal)),
-            None => {
-                Verdict::new(Truth::Unknown, reason::WAITING, "the Job ended before it could tell")
+        (Some(artifact), _) if plan.current => {
+            let size = human_bytes(artifact.original_size);
+            let words = format!("{} ({size}) passed every check", artifact.source);
+            Verdict::new(true, reason::VERIFIED, words)
+        }
+        (_, JobState::Failed(refusal)) => match (about_source(&refusal.reason), &refusal.source) {
+            (Some(known), _) => Verdict::new(false, known, words(refusal)),
+            (None, Some(source)) => {
+                Verdict::new(true, reason::VERIFIED, format!("{source} passed every check"))
             }
+            (None, None) => unknown(reason::WAITING, "the Job ended before it could tell"),
         },
-        (_, JobState::Running(Some((held, message)))) if about_source(held).is_some() => {
-            Verdict::new(false, held, message.clone())
+        (_, JobState::Running(Some(held))) if about_source(held.reason).is_some() => {
+            Verdict::new(false, held.reason, held.message.clone())
         }
-        _ if !plan.refused.is_empty() => {
-            Verdict::new(Truth::Unknown, reason::WAITING, "waits for an accepted spec")
-        }
-        _ => Verdict::new(
-            Truth::Unknown,
-            reason::IN_PROGRESS,
-            "the Job fetches and checks the model",
-        ),
+        _ if !plan.refused.is_empty() => unknown(reason::WAITING, "waits for an accepted spec"),
+        _ => unknown(reason::IN_PROGRESS, "the Job fetches and checks the model"),
     }
 }
 
-fn words(refusal: &lithe::artifact::Refusal) -> String {
+fn words(refusal: &Refusal) -> String {
     match &refusal.field {
         Some(field) => format!("{field}: {}", refusal.message),
         None => refusal.message.clone(),
@@ -131,165 +125,136 @@ fn words(refusal: &lithe::artifact::Refusal) -> String {
 /// | yes | - | True Compressed, with figures |
 /// | no | failed | False, its reason |
 /// | no | held up | False, the pod's reason |
-/// | no | works or will | False InProgress |
+/// | no | works or will | Unknown InProgress |
+/// | no | none, spec not accepted | Unknown Waiting |
 fn compressed(plan: &Plan) -> Verdict {
     if let (Some(artifact), true) = (&plan.artifact, plan.current) {
-        if let Some(why) = &artifact.fallback {
-            return Verdict::new(false, reason::SERVING_ORIGINAL, why.clone());
-        }
-        if artifact.steps.is_empty() {
-            return Verdict::new(
-                true,
-                reason::NOT_REQUESTED,
-                "no steps were asked; the verified original is served",
-            );
-        }
-        let figures = [
-            Some(artifact.sizes.clone()),
-            artifact.metric.as_ref().zip(artifact.value.as_ref()).map(|(metric, value)| {
-                let original = artifact.original_value.as_deref().unwrap_or("-");
-                format!("{metric} {value} (original {original})")
-            }),
-            artifact.speedup_text.as_ref().map(|ratio| format!("{ratio} as fast")),
-        ];
-        let figures: Vec<String> = figures.into_iter().flatten().collect();
-        return Verdict::new(true, reason::COMPRESSED, figures.join(", "));
+        return made(artifact);
     }
+    let unknown = |reason, words: &str| Verdict::new(Truth::Unknown, reason, words);
     match &plan.job {
         JobState::Failed(refusal) => {
-            Verdict::new(false, known_reason(&refusal.reason), words(refusal))
+            let known = reason::known(&refusal.reason).unwrap_or(reason::FAILED);
+            Verdict::new(false, known, words(refusal))
         }
-        JobState::Running(Some((held, message))) => Verdict::new(false, held, message.clone()),
-        JobState::Unreadable(name) => Verdict::new(
-            false,
-            reason::IN_PROGRESS,
-            format!(
-                "the result of Job {name} was lost; it runs again and finds its artifact in the store"
-            ),
-        ),
-        _ if !plan.refused.is_empty() => {
-            Verdict::new(false, reason::WAITING, "waits for an accepted spec")
+        JobState::Running(Some(held)) => Verdict::new(false, held.reason, held.message.clone()),
+        _ if !plan.refused.is_empty() => unknown(reason::WAITING, "waits for an accepted spec"),
+        JobState::Unreadable(name) => {
+            let words = format!("the result of Job {name} was lost; the store has what it made");
+            unknown(reason::IN_PROGRESS, &words)
         }
-        _ => Verdict::new(false, reason::IN_PROGRESS, "the Job works on the newest spec"),
+        JobState::Outdated(name) => {
+            let words = format!("Job {name} is tried again with what the spec now gives it");
+            unknown(reason::IN_PROGRESS, &words)
+        }
+        _ => unknown(reason::IN_PROGRESS, "the Job works on the newest spec"),
     }
 }
 
-/// The list's own text for `name`; what is not on the list is a plain failure.
-fn known_reason(name: &str) -> &'static str {
-    const OTHERS: [&str; 9] = [
-        reason::GATE_FAILED,
-        reason::RECIPE_INVALID,
-        reason::DATA_INVALID,
-        reason::NO_SPACE,
-        reason::STORE_UNAVAILABLE,
-        reason::OOM_KILLED,
-        reason::DEADLINE_EXCEEDED,
-        reason::UNSUPPORTED,
-        reason::IMAGE_PULL_FAILED,
+fn made(artifact: &ArtifactStatus) -> Verdict {
+    if let Some(why) = &artifact.fallback {
+        return Verdict::new(false, reason::SERVING_ORIGINAL, why.clone());
+    }
+    if artifact.steps.is_empty() {
+        let words = "no steps were asked; the verified original is served";
+        return Verdict::new(true, reason::NOT_REQUESTED, words);
+    }
+    let metric = artifact.metric.as_ref().zip(artifact.value.as_ref());
+    let figures = [
+        Some(artifact.sizes.clone()),
+        metric.map(|(metric, value)| {
+            let original = artifact.original_value.as_deref().unwrap_or("-");
+            format!("{metric} {value} (original {original})")
+        }),
+        artifact.speedup_text.as_ref().map(|ratio| format!("{ratio} as fast")),
     ];
-    about_source(name)
-        .or_else(|| OTHERS.into_iter().find(|known| *known == name))
-        .unwrap_or(reason::FAILED)
+    let figures: Vec<String> = figures.into_iter().flatten().collect();
+    Verdict::new(true, reason::COMPRESSED, figures.join(", "))
 }
 
 /// Progressing.
 ///
 /// | writes | artifact | rollout | verdict |
 /// |---|---|---|---|
-/// | failed | - | - | False, the write's reason |
-/// | ok | none | - | False Waiting |
+/// | failed | - | - | False, the first write's reason |
+/// | ok | none, Job failed or held up | - | False, the Job's reason |
+/// | ok | none, Job works or will | - | True InProgress |
+/// | ok | none, spec not accepted | - | False Waiting |
 /// | ok | some | ended | True RolledOut |
-/// | ok | some | pods refused | False QuotaExceeded |
+/// | ok | some | pods refused | False QuotaExceeded or WriteRefused |
 /// | ok | some | no accelerator, one pod | False InsufficientAccelerators, with the opt-in |
-/// | ok | some | pod has trouble | False, its reason |
+/// | ok | some | no accelerator, more pods | True InProgress, with what was chosen |
+/// | ok | some | a pod has trouble | False, its reason |
+/// | ok | some | stands still for too long | False DeadlineExceeded |
 /// | ok | some | on its way | True InProgress |
 fn progressing(
     observed: &Observed,
     plan: &Plan,
-    applied: &Result<Applied, WriteError>,
+    applied: &Applied,
     progress: &Progress,
 ) -> Verdict {
-    if let Err(error) = applied {
-        return Verdict::new(false, error.reason(), crate::report::verdicts::chain(error));
+    if let Some(error) = applied.failed.first() {
+        return Verdict::new(false, error.reason(), error.to_string());
     }
     let Some(artifact) = &plan.artifact else {
-        return Verdict::new(false, reason::WAITING, "waits for the first artifact");
+        let job = compressed(plan);
+        return match (job.truth, plan.refused.is_empty()) {
+            (Truth::Unknown, true) => Verdict::new(true, reason::IN_PROGRESS, job.message),
+            _ => Verdict { truth: Truth::False, ..job },
+        };
     };
     if progress.done && serves(observed, artifact) {
-        let count = progress.ready;
-        return Verdict::new(
-            true,
-            reason::ROLLED_OUT,
-            format!("{count} of {count} pods serve {}", artifact.short_digest),
-        );
+        let words = format!("{0} of {0} pods serve {1}", progress.ready, artifact.short_digest);
+        return Verdict::new(true, reason::ROLLED_OUT, words);
     }
     if let Some(words) = &progress.refused {
-        let kind = if words.contains("exceeded quota") {
-            reason::QUOTA_EXCEEDED
-        } else {
-            reason::WRITE_REFUSED
-        };
+        let quota = words.contains("exceeded quota");
+        let kind = if quota { reason::QUOTA_EXCEEDED } else { reason::WRITE_REFUSED };
         return Verdict::new(false, kind, words.clone());
     }
-    let trouble = observed.serving.iter().find_map(|pod| failure::of_pod(pod, &observed.mounts));
-    match (plan.surge, trouble) {
-        (Surge::Hold, Some(trouble)) => Verdict::new(
-            false,
-            trouble.reason,
-            format!(
-                "{}; the only pod goes on serving. Set spec.rollout.maxUnavailable: 1 to let it go first",
-                trouble.message
-            ),
-        ),
-        (Surge::OneLess { asked: false }, Some(trouble)) => Verdict::new(
-            true,
-            reason::IN_PROGRESS,
-            format!(
-                "no spare accelerator ({}): one pod less while pods are replaced (maxSurge 0)",
-                trouble.message
-            ),
-        ),
-        (_, Some(trouble)) => Verdict::new(false, trouble.reason, trouble.message),
-        (_, None) if progress.stuck => Verdict::new(
-            false,
-            reason::DEADLINE_EXCEEDED,
-            format!(
-                "no pod became ready within spec.rollout.progressDeadline ({})",
-                observed.model.spec.rollout.progress_deadline
-            ),
-        ),
-        (_, None) => Verdict::new(
-            true,
-            reason::IN_PROGRESS,
-            format!(
-                "{} of {} pods serve {}",
-                progress.updated.min(progress.ready),
-                plan.replicas,
-                artifact.short_digest
-            ),
-        ),
-    }
+    rolling(observed, plan, progress, artifact)
 }
 
-/// An error with its causes, in one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let words = cause.to_string();
-        if !text.contains(&words) {
-            text.push_str(": ");
-            text.push_str(&words);
+/// The rows of [`progressing`] while pods are being replaced.
+fn rolling(
+    observed: &Observed,
+    plan: &Plan,
+    progress: &Progress,
+    artifact: &ArtifactStatus,
+) -> Verdict {
+    let lacks = |trouble: &PodFailure| trouble.reason == reason::INSUFFICIENT_ACCELERATORS;
+    match (plan.surge, &plan.trouble) {
+        (Surge::Hold, Some(trouble)) if lacks(trouble) => {
+            let mend = "the only pod goes on serving. Set spec.rollout.maxUnavailable: 1 to let it go first";
+            Verdict::new(false, trouble.reason, format!("{}; {mend}", trouble.message))
         }
-        source = cause.source();
+        (Surge::OneLess { asked: false }, Some(trouble)) if lacks(trouble) => {
+            let words = format!(
+                "no spare accelerator ({}): one pod less while pods are replaced (maxSurge 0)",
+                trouble.message
+            );
+            Verdict::new(true, reason::IN_PROGRESS, words)
+        }
+        (_, Some(trouble)) => Verdict::new(false, trouble.reason, trouble.message.clone()),
+        (_, None) if progress.stuck => {
+            let deadline = &observed.model.spec.rollout.progress_deadline;
+            let words =
+                format!("no pod became ready within spec.rollout.progressDeadline ({deadline})");
+            Verdict::new(false, reason::DEADLINE_EXCEEDED, words)
+        }
+        (_, None) => {
+            let serving = progress.updated.min(progress.ready);
+            let words =
+                format!("{serving} of {} pods serve {}", plan.replicas, artifact.short_digest);
+            Verdict::new(true, reason::IN_PROGRESS, words)
+        }
     }
-    text
 }
 
 /// Available: at least one pod short of the wanted number is ready, and never with zero pods.
-fn available(progress: &Progress) -> Verdict {
-    let text = format!("{} of {} pods are ready", progress.ready, progress.wanted);
-    if progress.ready > 0 && progress.ready >= progress.wanted - 1 {
+fn available(plan: &Plan, progress: &Progress) -> Verdict {
+    let text = format!("{} of {} pods are ready", progress.ready, plan.replicas);
+    if progress.ready > 0 && progress.ready >= plan.replicas - 1 {
         Verdict::new(true, reason::MINIMUM_REPLICAS, text)
     } else {
         Verdict::new(false, reason::NO_READY_PODS, text)

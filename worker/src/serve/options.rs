@@ -1,0 +1,106 @@
+//! The flags of `lithe-worker serve`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use lithe::names::{PORT_ADMIN, PORT_GRPC, PORT_HTTP};
+
+use super::load::Source;
+use super::queue::Limits;
+use super::{Drain, Settings};
+
+/// What is served, and how.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// The ONNX file to serve.
+    #[arg(long, value_name = "FILE", value_parser = crate::process::absolute, required_unless_present = "artifact")]
+    pub model: Option<PathBuf>,
+    /// The artifact to serve, by digest: oci://host/name@sha256:…, s3://bucket/prefix/sha256/….
+    #[arg(long, value_name = "URI", conflicts_with = "model")]
+    pub artifact: Option<String>,
+    /// A folder with the store's credentials, one file per key.
+    #[arg(long, value_name = "DIR", value_parser = crate::process::absolute)]
+    pub store_credentials: Option<PathBuf>,
+    /// Talk to an OCI store without TLS.
+    #[arg(long)]
+    pub store_plain_http: bool,
+    /// The model's name in requests.
+    #[arg(long, default_value = "model")]
+    pub name: String,
+    /// Address of OIP v2 over HTTP.
+    #[arg(long, value_name = "ADDRESS", default_value_t = local(PORT_HTTP))]
+    pub http: SocketAddr,
+    /// Address of OIP v2 over gRPC.
+    #[arg(long, value_name = "ADDRESS", default_value_t = local(PORT_GRPC))]
+    pub grpc: SocketAddr,
+    /// Address of /livez, /readyz and /metrics.
+    #[arg(long, value_name = "ADDRESS", default_value_t = local(PORT_ADMIN))]
+    pub admin: SocketAddr,
+    /// Threads of one inference; what affinity and the cgroup's quota allow by default.
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// The most bytes of one request, decompressed.
+    #[arg(long, value_name = "N", default_value_t = 64 << 20)]
+    pub max_request_bytes: usize,
+    /// Requests that may wait for the model; more are refused at once.
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub max_queue: usize,
+    /// How long a process that must go still takes requests.
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration)]
+    pub drain_delay: Duration,
+    /// How long its last requests may take.
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+    pub drain_deadline: Duration,
+}
+
+fn local(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    lithe::units::Duration::from(text).parse().map_err(|error| error.to_string())
+}
+
+impl Options {
+    /// Where to listen and how much to take.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            name: self.name.clone(),
+            http: self.http,
+            grpc: self.grpc,
+            admin: self.admin,
+            max_request_bytes: self.max_request_bytes,
+            limits: Limits {
+                requests: self.max_queue,
+                // A few of the largest requests, or many small ones.
+                bytes: self.max_request_bytes.saturating_mul(4),
+            },
+        }
+    }
+
+    /// Where the model comes from.
+    pub fn source(&self) -> Source {
+        match &self.artifact {
+            Some(uri) => Source::Artifact {
+                uri: uri.clone(),
+                credentials: self.store_credentials.clone(),
+                plain_http: self.store_plain_http,
+            },
+            None => Source::File(self.model.clone().unwrap_or_default()),
+        }
+    }
+
+    /// Threads of one inference. The standard library asks the affinity mask and the CPU quota of
+    /// cgroup v1 and v2, and rounds down: a thread more than the quota is a throttled one.
+    pub fn threads(&self) -> usize {
+        let available = || std::thread::available_parallelism().map_or(1, usize::from);
+        self.threads.unwrap_or_else(available).max(1)
+    }
+
+    /// How the server ends.
+    pub fn drain(&self) -> Drain {
+        Drain { delay: self.drain_delay, deadline: self.drain_deadline }
+    }
+}
