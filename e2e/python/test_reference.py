@@ -31,7 +31,7 @@ from zoo import ZOO, Member, conv_only
 
 OPTIMIZE = {"optimize": {}}
 DYNAMIC = {"quantize": {"mode": "Dynamic"}}
-MATMUL_ONLY = {"quantize": {"mode": "Dynamic", "embeddings": "Keep"}}
+MATMUL_ONLY = {"quantize": {"mode": "Dynamic", "embeddings": "Keep", "convolutions": "Keep"}}
 # Where a test is about the graph, Lithe's own measuring only costs time.
 HARDLY_MEASURED = {"maxSamples": 32, "latencyPairs": 3}
 REFUSED, GATE_FAILED = 42, 43
