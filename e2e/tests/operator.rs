@@ -79,7 +79,8 @@ async fn admission_refuses_what_can_never_be_right() {
 async fn children_come_and_no_condition_is_blank() {
     let place = Place::new("children").await;
     let _operator = Operator::start(&place, Mode::WithoutJobs).await;
-    place.create("plain", json!({"model": {"uri": "pvc://m/a.onnx"}})).await;
+    let spec = json!({"model": {"uri": "pvc://m/a.onnx"}, "scaling": {"minReplicas": 2}});
+    place.create("plain", spec).await;
     let model = place
         .until("plain", "a Deployment reported", |m| {
             m.status.as_ref().is_some_and(|s| s.artifact.is_some())

@@ -95,7 +95,14 @@ pub async fn apply(
         }
     }
     writer.ensure(&caches.services, service).await;
-    writer.ensure(&caches.budgets, budget).await;
+    match budget {
+        Some(budget) => writer.ensure(&caches.budgets, budget).await,
+        None => {
+            for old in caches.budgets.of(&uid) {
+                writer.remove(&caches.budgets, old.as_ref()).await;
+            }
+        }
+    }
     if let Some(deployment) = deployment {
         writer.ensure(&caches.deployments, deployment).await;
     }

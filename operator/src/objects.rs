@@ -32,8 +32,8 @@ pub struct Objects {
     pub policies: Vec<NetworkPolicy>,
     /// The address of the pods.
     pub service: Service,
-    /// How many pods a drain may take at a time.
-    pub budget: PodDisruptionBudget,
+    /// How many pods a drain may take at a time; absent where there is never a second pod.
+    pub budget: Option<PodDisruptionBudget>,
     /// The pods that serve; absent until there is an artifact, and while it must stay as it is.
     pub deployment: Option<Deployment>,
     /// The Job to create; absent when none is due.

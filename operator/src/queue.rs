@@ -20,8 +20,10 @@ const LAST_BACKOFF: Duration = Duration::from_secs(60);
 pub enum Priority {
     /// Something was changed under us, or by the user.
     Urgent,
-    /// Something new, or news of what we did ourselves.
+    /// Something new.
     Normal,
+    /// A second look, to tell what became of what we did: making comes before telling.
+    Look,
 }
 
 /// How the work on a key ended.
@@ -38,7 +40,7 @@ pub enum End {
 pub struct Depth {
     /// Urgent ones.
     pub urgent: usize,
-    /// Others that could be worked on now.
+    /// Others that could be worked on now, new ones and second looks.
     pub normal: usize,
     /// Those that wait for a time.
     pub later: usize,
@@ -48,6 +50,7 @@ pub struct Depth {
 struct State<K> {
     urgent: VecDeque<K>,
     normal: VecDeque<K>,
+    looks: VecDeque<K>,
     waiting: HashMap<K, Priority>,
     running: HashMap<K, Priority>,
     /// Wanted while running: goes back into its line afterwards.
@@ -75,6 +78,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         let state = State {
             urgent: VecDeque::new(),
             normal: VecDeque::new(),
+            looks: VecDeque::new(),
             waiting: HashMap::new(),
             running: HashMap::new(),
             again: HashMap::new(),
@@ -142,9 +146,9 @@ impl<K: Clone + Eq + Hash> Queue<K> {
             }
             state.later.remove(&slot);
             state.due.remove(&key);
-            state.push(key, Priority::Normal);
+            state.push(key, Priority::Look);
         }
-        let normal = state.running.values().filter(|taken| **taken == Priority::Normal).count();
+        let normal = state.running.values().filter(|taken| **taken != Priority::Urgent).count();
         let room = state.running.len() < self.capacity;
         if room && let Some(key) = state.pop(normal < self.capacity - self.reserved) {
             return Ok(key);
@@ -189,6 +193,7 @@ impl<K: Clone + Eq + Hash> State<K> {
         match priority {
             Priority::Urgent => self.urgent.push_back(key),
             Priority::Normal => self.normal.push_back(key),
+            Priority::Look => self.looks.push_back(key),
         }
     }
 
@@ -210,9 +215,9 @@ impl<K: Clone + Eq + Hash> State<K> {
             let key = match self.urgent.pop_front() {
                 Some(key) => key,
                 None if !normal_too => return None,
-                None => self.normal.pop_front()?,
+                None => self.normal.pop_front().or_else(|| self.looks.pop_front())?,
             };
-            // A key that was raised to urgent stands in both lines; the second time it is gone.
+            // A key that was raised stands in two lines; the second time it is gone.
             if let Some(priority) = self.waiting.remove(&key) {
                 self.running.insert(key.clone(), priority);
                 return Some(key);
@@ -260,6 +265,15 @@ mod tests {
         assert_eq!(queue.take(now), Ok("broken"));
         queue.done(&"new 1", End::Well, now);
         assert_eq!(queue.take(now), Ok("new 3"));
+    }
+
+    #[test]
+    fn a_second_look_waits_for_what_is_new() {
+        let (queue, now) = (Queue::new(9, 0), Instant::now());
+        queue.push_at("made", now);
+        queue.push("new", Priority::Normal);
+        assert_eq!([queue.take(now), queue.take(now)], [Ok("new"), Ok("made")]);
+        assert_eq!(queue.take(now), Err(None));
     }
 
     #[test]

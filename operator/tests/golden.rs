@@ -101,7 +101,8 @@ fn children(objects: &Objects, show: &[String]) -> Vec<serde_json::Value> {
     let Objects { account, policies, service, budget, deployment, job, job_meta: _ } = objects;
     let mut children = vec![shown(account, show)];
     children.extend(policies.iter().map(|policy| shown(policy, show)));
-    children.extend([shown(service, show), shown(budget, show)]);
+    children.push(shown(service, show));
+    children.extend(budget.iter().map(|budget| shown(budget, show)));
     children.extend(deployment.iter().map(|deployment| shown(deployment, show)));
     children.extend(job.iter().map(|job| shown(job, show)));
     children

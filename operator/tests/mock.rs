@@ -95,7 +95,9 @@ impl Case {
         let flags = ["op", "--store", "oci://s/l", "--worker-image", "w"].iter().chain(flags);
         Self {
             caches: Caches::default(),
-            model: Arc::new(model(json!({"model": {"uri": "pvc://m/a.onnx"}}))),
+            model: Arc::new(model(
+                json!({"model": {"uri": "pvc://m/a.onnx"}, "scaling": {"minReplicas": 2}}),
+            )),
             config: Config::parse_from(flags),
         }
     }
@@ -149,6 +151,24 @@ async fn what_pods_stand_on_is_created_before_pods_and_a_second_pass_is_silent()
     let applied = case.pass(&client, true).await;
     assert_eq!((applied.created.len(), applied.changed.len()), (0, 0));
     assert_eq!(lines(&log), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_budget_goes_when_there_is_never_a_second_pod() {
+    let mut case = Case::new(&["--bench-skip-compression"]);
+    let (client, log) = play(taken);
+    case.pass(&client, true).await;
+    lines(&log);
+    case.model = Arc::new(model(json!({"model": {"uri": "pvc://m/a.onnx"}})));
+    let applied = case.pass(&client, true).await;
+    assert_eq!(applied.removed, [format!("PodDisruptionBudget/{}", child())]);
+    let noted = lines(&log);
+    assert!(noted.contains(&format!("DELETE poddisruptionbudgets/{}", child())), "{noted:?}");
+    // With more pods it comes at once, and stays.
+    case.model = Arc::new(model(
+        json!({"model": {"uri": "pvc://m/a.onnx"}, "scaling": {"maxReplicas": 3, "latency": {"target": "50ms"}}}),
+    ));
+    assert_eq!(case.pass(&client, true).await.removed, Vec::<String>::new());
 }
 
 #[tokio::test]
