@@ -1,6 +1,7 @@
 //! `cargo e2e bench NAME`: figures beside a limit or a peer, printed for people or as JSON lines.
 
 pub mod operator;
+pub mod worker;
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -10,11 +11,14 @@ use clap::ValueEnum;
 pub enum Bench {
     /// Time, processor, memory and requests of the operator for many ModelDeployments.
     Operator,
+    /// Time from start to ready, and the size of the image, of the worker.
+    Worker,
 }
 
 /// Measures `what`.
 pub fn bench(what: Bench, json: bool) -> Result<()> {
     match what {
         Bench::Operator => operator::bench(json),
+        Bench::Worker => worker::bench(json),
     }
 }

@@ -56,8 +56,6 @@ pub struct Cluster {
     pub context: Option<String>,
     /// The built programs.
     pub components: Components,
-    /// Whether it is the embedded one, into which images can be loaded.
-    pub embedded: bool,
 }
 
 impl Cluster {
@@ -113,12 +111,7 @@ pub fn healthy(cluster: &Cluster) -> bool {
 
 /// The embedded cluster as it would be used; it may be down.
 pub fn embedded() -> Result<Cluster> {
-    Ok(Cluster {
-        kubeconfig: kubeconfig()?,
-        context: None,
-        components: components::build()?,
-        embedded: true,
-    })
+    Ok(Cluster { kubeconfig: kubeconfig()?, context: None, components: components::build()? })
 }
 
 /// Whether there is anything of an embedded cluster, running or left behind.

@@ -16,9 +16,9 @@ use crate::{images, progress, python, volumes};
 /// Where Lithe itself runs.
 pub const SYSTEM: &str = "lithe-system";
 /// Where the examples run.
-const NAMESPACE: &str = "lithe-demo";
+pub const NAMESPACE: &str = "lithe-demo";
 /// The examples of the story.
-const EXAMPLES: [&str; 2] = ["magika", "minilm"];
+pub const EXAMPLES: [&str; 2] = ["magika", "minilm"];
 
 fn root() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
@@ -28,11 +28,37 @@ fn root() -> &'static Path {
 pub fn demo() -> Result<()> {
     progress::headline("a real Kubernetes on this machine");
     let cluster = cluster::up()?;
-    let images = images::load(&cluster)?;
+    let told = tell(&cluster);
+    println!(
+        "\nThe cluster stays up. Look around with:\n  export KUBECONFIG={}\n  {} get all -n {NAMESPACE}\nStop it with `cargo e2e down`.",
+        cluster.kubeconfig.display(),
+        cluster.components.path("kubectl")?.display(),
+    );
+    told
+}
+
+/// Takes Lithe away again, but for the CRD and what users declared.
+pub fn uninstall(cluster: &Cluster) -> Result<()> {
+    run_logged(
+        cluster.helm()?.args([
+            "uninstall",
+            "lithe",
+            "--namespace",
+            SYSTEM,
+            "--ignore-not-found",
+            "--wait",
+        ]),
+        "helm-uninstall",
+    )
+}
+
+/// The story on a cluster that is up.
+pub fn tell(cluster: &Cluster) -> Result<()> {
+    let images = images::load(cluster)?;
     progress::headline("Lithe, installed by Helm");
-    install(&cluster, &images)?;
+    install(cluster, &images)?;
     progress::headline("two models and their evaluation data, from Python packages");
-    provide_models(&cluster)?;
+    provide_models(cluster)?;
     progress::headline("kubectl apply");
     for example in EXAMPLES {
         let file = root().join("crds/examples").join(format!("{example}.yaml"));
@@ -41,7 +67,7 @@ pub fn demo() -> Result<()> {
     let mut failed = Vec::new();
     for example in EXAMPLES {
         progress::headline(&format!("{example}: Job, gates, rollout, prediction"));
-        if let Err(error) = story(&cluster, example) {
+        if let Err(error) = story(cluster, example) {
             eprintln!("  {error:#}");
             failed.push(example);
         }
@@ -50,11 +76,6 @@ pub fn demo() -> Result<()> {
     run_visible(cluster.kubectl()?.args(["get", "md", "-n", NAMESPACE, "-o", "wide"]))?;
     progress::headline("kubectl describe md");
     run_visible(cluster.kubectl()?.args(["describe", "md", "-n", NAMESPACE]))?;
-    println!(
-        "\nThe cluster stays up. Look around with:\n  export KUBECONFIG={}\n  {} get all -n {NAMESPACE}\nStop it with `cargo e2e down`.",
-        cluster.kubeconfig.display(),
-        cluster.components.path("kubectl")?.display(),
-    );
     if !failed.is_empty() {
         bail!("not served: {}; `kubectl describe md` above says why", failed.join(", "));
     }
@@ -152,7 +173,7 @@ fn story(cluster: &Cluster, example: &str) -> Result<()> {
 }
 
 /// Waits until `example` is served; fails at once, with the operator's words, when it cannot be.
-fn until_served(cluster: &Cluster, example: &str) -> Result<()> {
+pub fn until_served(cluster: &Cluster, example: &str) -> Result<()> {
     const STATE: &str =
         "jsonpath={.status.phase} {.status.conditions[?(@.type=='Ready')].message}{\"\\n\"}";
     let mut watch = cluster

@@ -36,7 +36,6 @@ pub struct Images {
 pub fn load(cluster: &Cluster) -> Result<Images> {
     let binaries = binaries()?;
     let root = root();
-    let runtime = runtime_library()?;
     let base = base()?;
     let image = |name: &str, recipe: &str, files: &[(&Path, &str)]| -> Result<String> {
         let archive = build(&base, name, &root.join(recipe), files)?;
@@ -48,17 +47,24 @@ pub fn load(cluster: &Cluster) -> Result<Images> {
             "operator/Containerfile",
             &[(&binaries.join("lithe-operator"), "lithe-operator")],
         )?,
-        worker: image(
-            "worker",
-            "worker/Containerfile",
-            &[(&binaries.join("lithe-worker"), "lithe-worker"), (&runtime, "libonnxruntime.so")],
-        )?,
+        worker: import(cluster, &worker(&base, &binaries)?)?,
         registry: image(
             "registry",
             "e2e/images/registry/Containerfile",
             &[(&cluster.components.path("registry")?, "registry")],
         )?,
     })
+}
+
+/// The archive of the worker's image, built when it is stale.
+pub fn worker_archive() -> Result<PathBuf> {
+    Ok(worker(&base()?, &binaries()?)?.path)
+}
+
+fn worker(base: &str, binaries: &Path) -> Result<Archive> {
+    let (program, runtime) = (binaries.join("lithe-worker"), runtime_library()?);
+    let files: [(&Path, &str); 2] = [(&program, "lithe-worker"), (&runtime, "libonnxruntime.so")];
+    build(base, "worker", &root().join("worker/Containerfile"), &files)
 }
 
 fn root() -> PathBuf {

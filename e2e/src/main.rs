@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod cache;
 mod cleanup;
+mod clients;
 mod cluster;
 mod command;
 mod components;

@@ -19,8 +19,7 @@ pub fn status() -> Result<bool> {
         row("logs", &folder.join("logs").display().to_string());
         return Ok(false);
     };
-    let cluster =
-        Cluster { kubeconfig: cluster::kubeconfig()?, context: None, components, embedded: true };
+    let cluster = Cluster { kubeconfig: cluster::kubeconfig()?, context: None, components };
     for name in DAEMONS {
         let state = match daemons.pid(name) {
             Some(pid) => format!("running  pid {pid:<8} {}", version(&cluster, name)),

@@ -5,9 +5,10 @@ use std::process::Command;
 
 use anyhow::Result;
 
+use crate::clients::{self, Likeness};
 use crate::cluster::{self, Cluster};
 use crate::command::run_visible;
-use crate::{images, progress};
+use crate::{demo, images, progress, python, volumes};
 
 /// Runs everything; a cluster that was down before is down after, whatever happens.
 pub fn test() -> Result<()> {
@@ -31,24 +32,61 @@ pub fn test() -> Result<()> {
         "lithe/crd",
     ]))?;
 
+    clients::references()?;
+
     progress::headline("tests on a real cluster");
     let found = cluster::embedded().is_ok_and(|cluster| cluster::healthy(&cluster));
     let cluster = cluster::up()?;
-    let result = on_cluster(&cluster, &root, &mut cargo());
+    let result = on_cluster(&cluster, &root, cargo);
     if !found {
         cluster::down()?;
     }
     result
 }
 
-fn on_cluster(cluster: &Cluster, root: &Path, cargo: &mut Command) -> Result<()> {
+fn on_cluster(cluster: &Cluster, root: &Path, cargo: impl Fn() -> Command) -> Result<()> {
+    // One that a demo left would work on what the tests declare, beside the tests' own.
+    demo::uninstall(cluster)?;
     cluster.apply(&std::fs::read_to_string(root.join("crds/modeldeployments.yaml"))?)?;
     let operator = images::binaries()?.join("lithe-operator");
-    run_visible(
-        cargo
+    let tests = |name: &str| -> Result<Command> {
+        let mut command = cargo();
+        command
             .env("LITHE_E2E_KUBECONFIG", &cluster.kubeconfig)
-            .env("LITHE_OPERATOR", operator)
+            .env("LITHE_OPERATOR", &operator)
             .env("LITHE_HELM", cluster.components.path("helm")?)
-            .args(["test", "--locked", "--package", "lithe-e2e", "--tests"]),
-    )
+            .env("LITHE_KUBECTL", cluster.components.path("kubectl")?)
+            .env("LITHE_VOLUME", volumes::folder(volumes::MODELS)?)
+            .args(["test", "--locked", "--package", "lithe-e2e", "--test", name, "--"]);
+        Ok(command)
+    };
+    run_visible(&mut tests("chart")?)?;
+    run_visible(&mut tests("operator")?)?;
+
+    progress::headline("the whole job through the chart, with real models");
+    demo::tell(cluster)?;
+    for example in demo::EXAMPLES {
+        let served = clients::artifact(cluster, example)?;
+        clients::predict(cluster, example, example, &served, Likeness::Exact)?;
+    }
+    original(cluster)?;
+    // One after the other: each has the node for itself.
+    run_visible(tests("story")?.arg("--test-threads=1"))
+}
+
+/// A model that is served as it is, asked by the same clients.
+fn original(cluster: &Cluster) -> Result<()> {
+    cluster.apply(&format!(
+        "apiVersion: lithe.dev/v1alpha1
+kind: ModelDeployment
+metadata: {{name: original, namespace: {}}}
+spec:
+  model: {{uri: pvc://models/magika.onnx}}
+  runtime: {{resources: {{requests: {{cpu: 100m}}, limits: {{cpu: \"1\", memory: 512Mi}}}}}}
+",
+        demo::NAMESPACE
+    ))?;
+    demo::until_served(cluster, "original")?;
+    let file = python::models()?.join("magika.onnx");
+    clients::predict(cluster, "original", "magika", &file, Likeness::Close)
 }

@@ -25,6 +25,11 @@ const VOLUMES: [(&str, &str); 8] = [
     (MODELS, "100Gi"),
 ];
 
+/// The names of the volumes.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    VOLUMES.iter().map(|(name, _)| *name)
+}
+
 /// The folder of the volume `name`.
 pub fn folder(name: &str) -> Result<PathBuf> {
     Ok(cluster::folder()?.join("volumes").join(name))

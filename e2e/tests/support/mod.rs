@@ -22,10 +22,17 @@ use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 
 /// Longer than anything on a busy machine; a test that waits this long has failed.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
-fn variable(name: &str) -> String {
+pub fn variable(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run `cargo e2e test`"))
+}
+
+async fn client() -> Client {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let kubeconfig = Kubeconfig::read_from(variable("LITHE_E2E_KUBECONFIG")).unwrap();
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
+    Client::try_from(config.unwrap()).unwrap()
 }
 
 pub struct Place {
@@ -34,12 +41,14 @@ pub struct Place {
 }
 
 impl Place {
+    /// A namespace that others made.
+    pub async fn existing(namespace: &str) -> Self {
+        Self { namespace: namespace.to_owned(), client: client().await }
+    }
+
+    /// A new namespace.
     pub async fn new(name: &str) -> Self {
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let kubeconfig = Kubeconfig::read_from(variable("LITHE_E2E_KUBECONFIG")).unwrap();
-        let config =
-            Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
-        let client = Client::try_from(config.unwrap()).unwrap();
+        let client = client().await;
         let namespace = format!("lithe-{name}-{}", std::process::id());
         let mut object = Namespace::default();
         object.metadata.name = Some(namespace.clone());
@@ -65,6 +74,19 @@ impl Place {
 
     pub async fn create(&self, name: &str, spec: serde_json::Value) {
         self.raw().create(&PostParams::default(), &self.untyped(name, &spec)).await.unwrap();
+    }
+
+    /// Like [`Place::create`], in a namespace where an earlier run may have left one.
+    pub async fn create_anew(&self, name: &str, spec: serde_json::Value) {
+        let models = self.models();
+        if models.get_opt(name).await.unwrap().is_some() {
+            models.delete(name, &DeleteParams::default()).await.unwrap();
+        }
+        self.eventually("no model of the name", || async {
+            models.get_opt(name).await.unwrap().is_none()
+        })
+        .await;
+        self.create(name, spec).await;
     }
 
     /// The models without their type: a wrong value must reach the API server as it is.

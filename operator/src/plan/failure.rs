@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod}
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
 use lithe::artifact::Outcome;
-use lithe::names::reason;
+use lithe::names::{CONTAINER_COMPRESS, reason};
 use lithe::status::Failure;
 
 use crate::observe::{Hint, Observed};
@@ -171,14 +171,26 @@ fn of_container(pod: &Pod, status: &ContainerStatus) -> Option<PodFailure> {
     Some(of_end(pod, status, ended))
 }
 
+/// What a worker said, with the field to look at, which only we know.
+fn advised(reason: &str, container: &str, said: String) -> String {
+    match (reason, container) {
+        (reason::DIGEST_MISMATCH, CONTAINER_COMPRESS) => {
+            format!("{said}; if the new bytes are right, say so in spec.model.digest")
+        }
+        _ => said,
+    }
+}
+
 fn of_end(pod: &Pod, status: &ContainerStatus, ended: &ContainerStateTerminated) -> PodFailure {
     let said = ended.message.as_deref().unwrap_or_default().trim();
     let (reason, message) = if ended.reason.as_deref() == Some("OOMKilled") {
         let limit = memory_limit(pod, &status.name).unwrap_or_else(|| "none".into());
         let words = format!("container {} was killed for its memory (limit {limit})", status.name);
-        (reason::OOM_KILLED, format!("{words}; raise the memory limit"))
+        let of = if status.name == CONTAINER_COMPRESS { "compression" } else { "runtime" };
+        (reason::OOM_KILLED, format!("{words}; raise spec.{of}.resources.limits.memory"))
     } else if let Some(Outcome::Refused(refusal)) = Outcome::from_message(said) {
-        (reason::known(&refusal.reason).unwrap_or(reason::FAILED), refusal.message)
+        let reason = reason::known(&refusal.reason).unwrap_or(reason::FAILED);
+        (reason, advised(reason, &status.name, refusal.message))
     } else {
         let again = status.restart_count > 0;
         let reason = if again { reason::CRASH_LOOP } else { reason::FAILED };
