@@ -30,7 +30,8 @@ pub struct Recipe {
 }
 
 impl Recipe {
-    /// The content address of the recipe in canonical JSON.
+    /// The content address of the recipe in canonical JSON. A field that a later version adds must be
+    /// left out of the JSON while it has its default, so that recipes of before keep their address.
     pub fn digest(&self) -> Digest {
         Digest::of_json(self)
     }

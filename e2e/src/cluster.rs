@@ -114,6 +114,25 @@ pub fn embedded() -> Result<Cluster> {
     Ok(Cluster { kubeconfig: kubeconfig()?, context: None, components: components::build()? })
 }
 
+/// A cluster of the user's: `context` in the kubeconfig that kubectl would read.
+pub fn existing(context: &str) -> Result<Cluster> {
+    let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".kube/config"));
+    let kubeconfig = std::env::var_os("KUBECONFIG").map(PathBuf::from).or_else(home);
+    let cluster = Cluster {
+        kubeconfig: kubeconfig.context("neither KUBECONFIG nor HOME is set")?,
+        context: Some(context.to_owned()),
+        components: components::tools()?,
+    };
+    command::capture(cluster.kubectl()?.args([
+        "get",
+        "--raw",
+        "/version",
+        "--request-timeout=10s",
+    ]))
+    .with_context(|| format!("the cluster of --context {context} does not answer"))?;
+    Ok(cluster)
+}
+
 /// Whether there is anything of an embedded cluster, running or left behind.
 pub fn exists() -> Result<bool> {
     Ok(!daemons()?.names().is_empty() || folder()?.join("etcd").exists())

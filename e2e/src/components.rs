@@ -96,11 +96,21 @@ impl Components {
     }
 }
 
+/// Only what is needed to use a cluster that somebody else runs.
+pub fn tools() -> Result<Components> {
+    build_groups(&["kubernetes", "helm", "registry"])
+}
+
 /// Builds what is missing and says where everything is.
 pub fn build() -> Result<Components> {
+    build_groups(&GROUPS.map(|group| group.name))
+}
+
+fn build_groups(names: &[&str]) -> Result<Components> {
     let go = go()?;
     let version = capture(Command::new(&go).arg("version"))?;
-    let folders = GROUPS.iter().map(|group| build_group(&go, &version, group));
+    let wanted = GROUPS.iter().filter(|group| names.contains(&group.name));
+    let folders = wanted.map(|group| build_group(&go, &version, group));
     Ok(Components { folders: folders.collect::<Result<_>>()? })
 }
 

@@ -1,15 +1,17 @@
 //! `cargo e2e demo`: Lithe's whole job on a real cluster with real models, told as it happens.
 //!
-//! The cluster stays up afterwards, so that the user can look around.
+//! The embedded cluster stays up afterwards, so that the user can look around; a cluster of the
+//! user's keeps what was installed.
 
+use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::cluster::{self, Cluster};
-use crate::command::{capture, run_logged, run_visible};
+use crate::command::{run_logged, run_visible};
 use crate::images::Images;
 use crate::{images, progress, python, volumes};
 
@@ -24,8 +26,32 @@ fn root() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
+/// On which cluster the story is told.
+#[derive(clap::Args)]
+pub struct Where {
+    /// A context of your kubeconfig: use its cluster instead of the embedded one.
+    #[arg(long, value_name = "NAME", requires = "registry")]
+    context: Option<String>,
+    /// Where that cluster's nodes can pull images from: they are pushed to HOST[:PORT]/PREFIX.
+    #[arg(long, value_name = "PREFIX", requires = "context")]
+    registry: Option<String>,
+    /// An image with a shell, whose pod puts the models on a volume of that cluster.
+    #[arg(long, value_name = "IMAGE", default_value = "docker.io/library/busybox:1.37")]
+    shell_image: String,
+}
+
 /// Tells the whole story.
-pub fn demo() -> Result<()> {
+pub fn demo(place: &Where) -> Result<()> {
+    if let (Some(context), Some(registry)) = (&place.context, &place.registry) {
+        progress::headline(&format!("the cluster of the context {context}"));
+        let cluster = cluster::existing(context)?;
+        let images = images::publish(&cluster, registry)?;
+        let told = tell_with(&cluster, &images, || claim_anywhere(&cluster, &place.shell_image));
+        println!(
+            "\nTake it away with:\n  kubectl --context {context} delete namespace {NAMESPACE}\n  helm --kube-context {context} uninstall lithe --namespace {SYSTEM}"
+        );
+        return told;
+    }
     progress::headline("a real Kubernetes on this machine");
     let cluster = cluster::up()?;
     let told = tell(&cluster);
@@ -52,13 +78,31 @@ pub fn uninstall(cluster: &Cluster) -> Result<()> {
     )
 }
 
-/// The story on a cluster that is up.
+/// The story on the embedded cluster, which is up.
 pub fn tell(cluster: &Cluster) -> Result<()> {
-    let images = images::load(cluster)?;
+    tell_with(cluster, &images::load(cluster)?, || claim_prepared(cluster))
+}
+
+fn tell_with(
+    cluster: &Cluster,
+    images: &Images,
+    claim_models: impl Fn() -> Result<()>,
+) -> Result<()> {
     progress::headline("Lithe, installed by Helm");
-    install(cluster, &images)?;
+    install(cluster, images)?;
     progress::headline("two models and their evaluation data, from Python packages");
-    provide_models(cluster)?;
+    let step = progress::step("make magika and minilm with data from files of this machine");
+    python::models()?;
+    step.done();
+    cluster.apply(&format!(
+        "apiVersion: v1
+kind: Namespace
+metadata:
+  name: {NAMESPACE}
+  labels: {{pod-security.kubernetes.io/enforce: restricted}}
+"
+    ))?;
+    claim_models()?;
     progress::headline("kubectl apply");
     for example in EXAMPLES {
         let file = root().join("crds/examples").join(format!("{example}.yaml"));
@@ -106,23 +150,19 @@ pub fn install(cluster: &Cluster, images: &Images) -> Result<()> {
     Ok(())
 }
 
-fn provide_models(cluster: &Cluster) -> Result<()> {
-    let step = progress::step("make magika and minilm with data from files of this machine");
+/// The files of the examples.
+fn files() -> impl Iterator<Item = String> {
+    EXAMPLES.iter().flat_map(|name| ["onnx", "npz"].map(|kind| format!("{name}.{kind}")))
+}
+
+/// The claim `models` on the embedded cluster's volume, a folder of this machine.
+fn claim_prepared(cluster: &Cluster) -> Result<()> {
     let made = python::models()?;
-    for example in EXAMPLES {
-        for kind in ["onnx", "npz"] {
-            let file = format!("{example}.{kind}");
-            volumes::place(volumes::MODELS, &made.join(&file), &file)?;
-        }
+    for file in files() {
+        volumes::place(volumes::MODELS, &made.join(&file), &file)?;
     }
     cluster.apply(&format!(
         "apiVersion: v1
-kind: Namespace
-metadata:
-  name: {NAMESPACE}
-  labels: {{pod-security.kubernetes.io/enforce: restricted}}
----
-apiVersion: v1
 kind: PersistentVolumeClaim
 metadata: {{name: models, namespace: {NAMESPACE}}}
 spec:
@@ -132,9 +172,91 @@ spec:
   selector: {{matchLabels: {{lithe.dev/volume: {}}}}}
 ",
         volumes::MODELS
+    ))
+}
+
+/// The claim `models` in the default storage class of any cluster, filled by a pod with a shell.
+fn claim_anywhere(cluster: &Cluster, image: &str) -> Result<()> {
+    const POD: &str = "provide-models";
+    let step = progress::step("put them on a volume of the cluster");
+    let made = python::models()?;
+    cluster.apply(&format!(
+        "apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {{name: models, namespace: {NAMESPACE}}}
+spec:
+  accessModes: [ReadWriteOnce]
+  resources: {{requests: {{storage: 1Gi}}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {{name: {POD}, namespace: {NAMESPACE}}}
+spec:
+  restartPolicy: Never
+  automountServiceAccountToken: false
+  terminationGracePeriodSeconds: 1
+  securityContext:
+    {{runAsNonRoot: true, runAsUser: 65532, fsGroup: 65532, seccompProfile: {{type: RuntimeDefault}}}}
+  containers:
+    - name: shell
+      image: {image}
+      command: [sleep, '3600']
+      securityContext: {{allowPrivilegeEscalation: false, capabilities: {{drop: [ALL]}}}}
+      resources: {{limits: {{cpu: \"1\", memory: 128Mi}}}}
+      volumeMounts: [{{name: models, mountPath: /models}}]
+  volumes: [{{name: models, persistentVolumeClaim: {{claimName: models}}}}]
+"
     ))?;
+    let kubectl = |arguments: &[&str]| -> Result<Command> {
+        let mut command = cluster.kubectl()?;
+        command.args(["--namespace", NAMESPACE]).args(arguments);
+        Ok(command)
+    };
+    let ready = ["wait", "--for=condition=Ready", "--timeout=300s", "pod", POD];
+    run_logged(&mut kubectl(&ready)?, "provide-models")
+        .with_context(|| format!("`kubectl describe pod -n {NAMESPACE} {POD}` says why"))?;
+    for file in files() {
+        let write = format!("cat > /models/{file} && chmod 644 /models/{file}");
+        let mut copy = kubectl(&["exec", "-i", POD, "--", "sh", "-c", &write])?;
+        run_visible(copy.stdin(File::open(made.join(&file))?))?;
+    }
+    run_logged(&mut kubectl(&["delete", "pod", POD, "--wait"])?, "provide-models")?;
     step.done();
     Ok(())
+}
+
+/// A port of this machine that leads to a Service, until it is dropped.
+struct Forward {
+    child: Child,
+    address: String,
+    /// kubectl tells of each connection, and would end when nobody could read it.
+    output: BufReader<ChildStdout>,
+}
+
+impl Forward {
+    fn start(cluster: &Cluster, service: &str) -> Result<Self> {
+        let service = format!("service/{service}");
+        let mut child = cluster
+            .kubectl()?
+            .args(["port-forward", "-n", NAMESPACE, &service, ":80", "--address=127.0.0.1"])
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let output = child.stdout.take().context("the output of kubectl port-forward")?;
+        let mut forward = Self { child, address: String::new(), output: BufReader::new(output) };
+        let mut line = String::new();
+        forward.output.read_line(&mut line)?;
+        // Forwarding from 127.0.0.1:40123 -> 8080
+        let address = line.split_whitespace().find(|word| word.starts_with("127.0.0.1:"));
+        forward.address = address.context("kubectl port-forward named no port")?.to_owned();
+        Ok(forward)
+    }
+}
+
+impl Drop for Forward {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 /// Waits until `example` is served, then asks it something.
@@ -153,19 +275,11 @@ fn story(cluster: &Cluster, example: &str) -> Result<()> {
         "-o",
         "custom-columns=REASON:.reason,MESSAGE:.message",
     ]))?;
-    let address = capture(cluster.kubectl()?.args([
-        "get",
-        "service",
-        example,
-        "-n",
-        NAMESPACE,
-        "-o",
-        "jsonpath={.spec.clusterIP}",
-    ]))?;
+    let forward = Forward::start(cluster, example)?;
     let mut client = Command::new(python::interpreter("models")?);
     client.arg(python::sources().join("predict.py")).args([
         "--http",
-        &format!("{address}:80"),
+        &forward.address,
         "--model",
         example,
     ]);

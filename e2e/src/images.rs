@@ -32,14 +32,38 @@ pub struct Images {
     pub registry: String,
 }
 
-/// Builds the three images and loads them into `cluster`.
+/// Builds the three images and loads them into the node of the embedded `cluster`.
 pub fn load(cluster: &Cluster) -> Result<Images> {
+    make(cluster, |archive| import(cluster, archive))
+}
+
+/// Builds the three images and pushes them to `registry` (`host[:port]/prefix`).
+pub fn publish(cluster: &Cluster, registry: &str) -> Result<Images> {
+    let registry = registry.trim_end_matches('/');
+    make(cluster, |archive| {
+        let name = archive.reference.trim_start_matches("localhost/");
+        let target = format!("{registry}/{name}");
+        let step = progress::step(&format!("push {target}"));
+        let from = format!("docker-archive:{}", archive.path.display());
+        run_logged(buildah()?.args(["pull", "--quiet", &from]), "buildah-pull")?;
+        let pushed = run_logged(
+            buildah()?.args(["push", "--quiet", &archive.reference, &format!("docker://{target}")]),
+            "buildah-push",
+        );
+        let _ = capture(buildah()?.args(["rmi", &archive.reference]));
+        pushed?;
+        step.done();
+        Ok(target)
+    })
+}
+
+fn make(cluster: &Cluster, deliver: impl Fn(&Archive) -> Result<String>) -> Result<Images> {
     let binaries = binaries()?;
     let root = root();
     let base = base()?;
     let image = |name: &str, recipe: &str, files: &[(&Path, &str)]| -> Result<String> {
         let archive = build(&base, name, &root.join(recipe), files)?;
-        import(cluster, &archive)
+        deliver(&archive)
     };
     Ok(Images {
         operator: image(
@@ -47,7 +71,7 @@ pub fn load(cluster: &Cluster) -> Result<Images> {
             "operator/Containerfile",
             &[(&binaries.join("lithe-operator"), "lithe-operator")],
         )?,
-        worker: import(cluster, &worker(&base, &binaries)?)?,
+        worker: deliver(&worker(&base, &binaries)?)?,
         registry: image(
             "registry",
             "e2e/images/registry/Containerfile",

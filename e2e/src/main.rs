@@ -39,7 +39,7 @@ enum Verb {
     /// Start the embedded cluster (built once, then seconds).
     Up,
     /// Show the whole story on it: two models compressed, gated, rolled out and asked.
-    Demo,
+    Demo(demo::Where),
     /// Stop the embedded cluster and leave the machine as it was.
     Down,
     /// Say what runs.
@@ -83,7 +83,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
                 cluster.components.path("kubectl")?.display(),
             );
         }
-        Verb::Demo => demo::demo()?,
+        Verb::Demo(place) => demo::demo(&place)?,
         Verb::Down => cluster::down()?,
         Verb::Status => {
             return Ok(if status::status()? { ExitCode::SUCCESS } else { ExitCode::FAILURE });

@@ -53,7 +53,9 @@ pub fn interpreter(name: &str) -> Result<PathBuf> {
 /// The folder with the example models and their evaluation data, made when it is missing.
 pub fn models() -> Result<PathBuf> {
     let script = sources().join("models.py");
-    let key = Sha256::digest(std::fs::read(&script).context("read models.py")?);
+    let mut made_of = std::fs::read(&script).context("read models.py")?;
+    made_of.extend(std::fs::read(sources().join("requirements-models.txt"))?);
+    let key = Sha256::digest(&made_of);
     let hash: String = key.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
     let place = cache::directory()?.join(format!("models-{hash}"));
     if place.join("finished").exists() {

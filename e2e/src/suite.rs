@@ -21,6 +21,18 @@ pub fn test() -> Result<()> {
     };
     progress::headline("form");
     run_visible(cargo().args(["fmt", "--check"]))?;
+    run_visible(cargo().args([
+        "clippy",
+        "--quiet",
+        "--locked",
+        "--workspace",
+        "--all-targets",
+        "--features",
+        "lithe/crd",
+        "--",
+        "-D",
+        "warnings",
+    ]))?;
     progress::headline("unit, golden and socket tests");
     run_visible(cargo().args([
         "test",
@@ -47,6 +59,7 @@ pub fn test() -> Result<()> {
 fn on_cluster(cluster: &Cluster, root: &Path, cargo: impl Fn() -> Command) -> Result<()> {
     // One that a demo left would work on what the tests declare, beside the tests' own.
     demo::uninstall(cluster)?;
+    let images = images::load(cluster)?;
     cluster.apply(&std::fs::read_to_string(root.join("crds/modeldeployments.yaml"))?)?;
     let operator = images::binaries()?.join("lithe-operator");
     let tests = |name: &str| -> Result<Command> {
@@ -56,7 +69,10 @@ fn on_cluster(cluster: &Cluster, root: &Path, cargo: impl Fn() -> Command) -> Re
             .env("LITHE_OPERATOR", &operator)
             .env("LITHE_HELM", cluster.components.path("helm")?)
             .env("LITHE_KUBECTL", cluster.components.path("kubectl")?)
-            .env("LITHE_VOLUME", volumes::folder(volumes::MODELS)?)
+            .env("LITHE_VOLUMES", volumes::folder("")?)
+            .env("LITHE_MODEL", python::models()?.join("magika.onnx"))
+            .env("LITHE_WORKER_IMAGE", &images.worker)
+            .env("LITHE_REGISTRY_IMAGE", &images.registry)
             .args(["test", "--locked", "--package", "lithe-e2e", "--test", name, "--"]);
         Ok(command)
     };

@@ -294,3 +294,68 @@ async fn an_image_that_cannot_be_pulled_and_a_missing_secret_are_told() {
     assert!(words.contains("no-such-secret"), "{words}");
     place.end().await;
 }
+
+/// A registry whose disk holds less than a model.
+const FULL: &str = "
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: full}
+data:
+  config.yml: |
+    version: 0.1
+    storage: {filesystem: {rootdirectory: /var/lib/registry}}
+    http: {addr: ':5000'}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: full}
+spec: {selector: {app: full}, ports: [{port: 5000}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: full, labels: {app: full}}
+spec:
+  securityContext: {runAsNonRoot: true, runAsUser: 65532, fsGroup: 65532, seccompProfile: {type: RuntimeDefault}}
+  containers:
+    - name: registry
+      image: IMAGE
+      args: [serve, /etc/distribution/config.yml]
+      env: [{name: OTEL_TRACES_EXPORTER, value: none}]
+      readinessProbe: {httpGet: {path: /v2/, port: 5000}, periodSeconds: 1}
+      securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
+      volumeMounts:
+        - {name: config, mountPath: /etc/distribution}
+        - {name: disk, mountPath: /var/lib/registry}
+  volumes:
+    - {name: config, configMap: {name: full}}
+    - {name: disk, emptyDir: {medium: Memory, sizeLimit: 1Mi}}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: model}
+spec:
+  accessModes: [ReadOnlyMany]
+  storageClassName: lithe-local
+  volumeName: lithe-spare-6
+  resources: {requests: {storage: 1Gi}}
+";
+
+#[tokio::test]
+async fn a_full_store_is_told() {
+    let place = Place::new("full").await;
+    let source = support::volume("spare-6").join("magika.onnx");
+    std::fs::copy(support::variable("LITHE_MODEL"), &source).unwrap();
+    place.apply(&FULL.replace("IMAGE", &support::variable("LITHE_REGISTRY_IMAGE"))).await;
+    let store = format!("oci://full.{}.svc:5000/lithe", place.namespace);
+    let _operator = Operator::start_with_store(&place, &store).await;
+    place.create("large", json!({"model": {"uri": "pvc://model/magika.onnx"}})).await;
+    let model = place
+        .until("large", "NoSpace", |m| {
+            condition(m, "Compressed").is_some_and(|c| c.reason == reason::NO_SPACE)
+        })
+        .await;
+    let words = condition(&model, "Compressed").unwrap().message;
+    assert!(words.contains("no space left") && words.contains(&place.namespace), "{words}");
+    assert_eq!(condition(&model, "Ready").unwrap().status, "False");
+    place.end().await;
+}

@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{Pod, Service};
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use k8s_openapi::api::core::v1::{Pod, Secret, Service};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt as _};
 use lithe::names::{LABEL_MODEL, reason};
 use lithe::spec::ModelDeployment;
@@ -72,6 +72,8 @@ async fn a_second_apply_starts_no_job_and_writes_nothing() {
             .await
             .unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(said.trim_end().ends_with("unchanged"), "{said}");
     }
     assert_eq!((place.settled("magika").await, jobs(&place, "magika").await), before);
 }
@@ -103,12 +105,20 @@ async fn an_operator_killed_while_the_job_works_ends_with_one_job_and_the_same_a
 #[tokio::test]
 async fn what_is_wrong_with_a_model_is_told_in_a_condition() {
     let place = Place::existing(DEMO).await;
-    let volume = std::path::PathBuf::from(variable("LITHE_VOLUME"));
+    let volume = support::volume("models");
     let bad = volume.join("bad");
     std::fs::create_dir_all(&bad).unwrap();
     let whole = std::fs::read(volume.join("magika.onnx")).unwrap();
     std::fs::write(bad.join("truncated.onnx"), &whole[..whole.len() / 2]).unwrap();
     std::fs::write(bad.join("page.onnx"), "<!DOCTYPE html><html><body>404</body></html>").unwrap();
+    std::fs::write(bad.join("operator.onnx"), support::onnx("Nonsense", 17)).unwrap();
+    std::fs::write(bad.join("opset.onnx"), support::onnx("Relu", 99)).unwrap();
+    let mut half = Secret::default();
+    half.metadata.name = Some("half".into());
+    half.string_data = Some([("username".to_owned(), "somebody".to_owned())].into());
+    let secrets = Api::<Secret>::namespaced(place.client.clone(), DEMO);
+    let _ = secrets.delete("half", &DeleteParams::default()).await;
+    secrets.create(&PostParams::default(), &half).await.unwrap();
     let zeros = format!("sha256:{}", "0".repeat(64));
     let rows = [
         (
@@ -130,6 +140,30 @@ async fn what_is_wrong_with_a_model_is_told_in_a_condition() {
             reason::CORRUPT,
             "truncated",
         ),
+        (
+            "operator",
+            json!({"uri": "pvc://models/bad/operator.onnx"}),
+            reason::RUNTIME_REFUSED,
+            "Nonsense",
+        ),
+        (
+            "opset",
+            json!({"uri": "pvc://models/bad/opset.onnx"}),
+            reason::FORBIDDEN_OP,
+            "operator set ai.onnx 99",
+        ),
+        (
+            "key",
+            json!({"uri": "https://models.example/m.onnx", "credentialsSecret": "half"}),
+            reason::SECRET_MISSING,
+            "password",
+        ),
+        (
+            "private",
+            json!({"uri": "https://10.77.128.1/m.onnx"}),
+            reason::SOURCE_FORBIDDEN,
+            "10.77.128.1",
+        ),
     ];
     for (name, model, ..) in &rows {
         place.create_anew(&format!("bad-{name}"), json!({"model": model})).await;
@@ -147,6 +181,7 @@ async fn what_is_wrong_with_a_model_is_told_in_a_condition() {
         assert_eq!(model.status.unwrap().last_failure.unwrap().reason, *wanted, "{name}");
         place.models().delete(&name, &DeleteParams::default()).await.unwrap();
     }
+    secrets.delete("half", &DeleteParams::default()).await.unwrap();
     std::fs::remove_dir_all(bad).unwrap();
 }
 

@@ -22,6 +22,7 @@ use crate::objects::objects;
 use crate::observe::{Caches, Observed, observe, questions};
 use crate::plan::compress::JobState;
 use crate::plan::{Plan, plan};
+use crate::publish::publish;
 use crate::pulse::{BEAT, Pulse};
 use crate::queue::{End, Priority, Queue};
 use crate::report::{events, report};
@@ -88,7 +89,7 @@ async fn reconcile(context: &Context, model: Arc<ModelDeployment>) -> Result<(),
     let news = events::news(&observed, &plan, &status);
     write_status(context, &observed.model, status).await?;
     for event in news {
-        events::publish(&context.clients.requests, &observed.model, event, &now).await;
+        publish(&context.clients.requests, &observed.model, event, &now).await;
     }
     if let Some(pause) = next_look(&observed, &plan, &applied, &now) {
         context.queue.push_at(key(observed.model.as_ref()), Instant::now() + pause);

@@ -1,7 +1,7 @@
 //! `lithe-operator`: observe -> plan -> objects -> apply -> report.
 //!
 //! Read [`controller`] first: it is the table of contents. Only `watch`, `inquire`, `apply`,
-//! `controller`, `lease` and `report::events` talk to the API server, by way of `client`; `plan`,
+//! `publish`, `controller` and `lease` talk to the API server, by way of `client`; `plan`,
 //! `objects`, `drift` and `report` are plain functions.
 
 pub mod admin;
@@ -17,6 +17,7 @@ pub mod metrics;
 pub mod objects;
 pub mod observe;
 pub mod plan;
+pub mod publish;
 pub mod pulse;
 pub mod queue;
 pub mod report;

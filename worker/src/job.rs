@@ -62,11 +62,11 @@ pub fn main(options: Options, compress: Compress) -> i32 {
             (Outcome::Refused(error.refusal()), error.exit_code())
         }
     };
-    if let Some(path) = report {
-        if let Err(error) = std::fs::write(&path, outcome.to_message()) {
-            eprintln!("lithe-worker: write {}: {error}", path.display());
-            return EXIT_FAILED;
-        }
+    if let Some(path) = report
+        && let Err(error) = std::fs::write(&path, outcome.to_message())
+    {
+        eprintln!("lithe-worker: write {}: {error}", path.display());
+        return EXIT_FAILED;
     }
     code
 }

@@ -15,7 +15,8 @@ pub fn absolute(text: &str) -> io::Result<PathBuf> {
 
 /// Forbids core dumps, which would hold models and requests, and switches the runtime's telemetry
 /// off. Must be called before any thread starts.
-#[allow(unsafe_code)]
+// One thread, as below: what the runtime reads must stand in the environment.
+#[allow(unsafe_code, clippy::disallowed_methods)]
 pub fn harden() {
     use nix::sys::resource::{Resource, setrlimit};
     if let Err(error) = setrlimit(Resource::RLIMIT_CORE, 0, 0) {

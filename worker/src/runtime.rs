@@ -140,6 +140,8 @@ pub struct Session {
 
 impl Session {
     /// Loads `model`, a serialized ONNX `ModelProto` without external data.
+    // The large error is the builder's own, given back for recovery.
+    #[allow(clippy::result_large_err)]
     pub fn load(model: &[u8], options: Options) -> Result<Self, RuntimeError> {
         let environment = environment()?;
         let load = |error: ort::Error<_>| RuntimeError::Load(first_line(error.message()));

@@ -67,7 +67,7 @@ async fn rest_and_grpc_give_the_runtimes_numbers() {
     for message in [request(vec![named], vec![floats(&data)]), request(vec![typed], vec![])] {
         let message = ModelInferRequest { id: "7".into(), ..message };
         let answer = client.model_infer(message).await.unwrap().into_inner();
-        assert_eq!(answer.raw_output_contents, [want.clone()]);
+        assert_eq!(answer.raw_output_contents, std::slice::from_ref(&want));
         assert_eq!((answer.id.as_str(), answer.model_name.as_str()), ("7", "m"));
         assert_eq!(answer.outputs[0].shape, [3, 2]);
     }

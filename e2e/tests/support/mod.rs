@@ -100,6 +100,20 @@ impl Place {
         DynamicObject::new(name, &kind).data(serde_json::json!({"spec": spec}))
     }
 
+    /// Applies `manifest` (YAML) in the namespace with kubectl.
+    pub async fn apply(&self, manifest: &str) {
+        let mut child = tokio::process::Command::new(variable("LITHE_KUBECTL"))
+            .env("KUBECONFIG", variable("LITHE_E2E_KUBECONFIG"))
+            .args(["apply", "--namespace", &self.namespace, "-f", "-"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut input = child.stdin.take().unwrap();
+        input.write_all(manifest.as_bytes()).await.unwrap();
+        drop(input);
+        assert!(child.wait().await.unwrap().success());
+    }
+
     /// Objects of a kind that carry our label.
     pub async fn list<K>(&self) -> Vec<K>
     where
@@ -214,6 +228,27 @@ impl Place {
     }
 }
 
+/// A folder of the cluster's volume `name`.
+pub fn volume(name: &str) -> std::path::PathBuf {
+    std::path::Path::new(&variable("LITHE_VOLUMES")).join(name)
+}
+
+/// An ONNX file with one node of type `operator`, from `x` to `y`, in the operator set `opset`.
+pub fn onnx(operator: &str, opset: u8) -> Vec<u8> {
+    // A field of a protobuf message: its number, and bytes or a small number.
+    let bytes = |number: u8, content: &[u8]| {
+        [&[number << 3 | 2, u8::try_from(content.len()).unwrap()], content].concat()
+    };
+    let number = |field: u8, value: u8| vec![field << 3, value];
+    let shape = bytes(2, &bytes(1, &number(1, 2)));
+    let tensor = bytes(2, &bytes(1, &[number(1, 1), shape].concat()));
+    let value = |name: &str| [bytes(1, name.as_bytes()), tensor.clone()].concat();
+    let node = [bytes(1, b"x"), bytes(2, b"y"), bytes(4, operator.as_bytes())].concat();
+    let graph = [bytes(1, &node), bytes(2, b"g"), bytes(11, &value("x")), bytes(12, &value("y"))];
+    let import = [bytes(1, b""), number(2, opset)].concat();
+    [number(1, 8), bytes(7, &graph.concat()), bytes(8, &import)].concat()
+}
+
 pub fn condition(model: &ModelDeployment, kind: &str) -> Option<Condition> {
     model.status.as_ref()?.conditions.iter().find(|condition| condition.type_ == kind).cloned()
 }
@@ -237,26 +272,36 @@ pub struct Operator {
 
 impl Operator {
     pub async fn start(place: &Place, mode: Mode) -> Self {
-        let admin = {
-            let probe = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-            probe.local_addr().unwrap().to_string()
-        };
+        let store = "oci://registry.invalid/lithe";
+        let mut command = Self::command(place, store, "registry.invalid/lithe-worker:none");
+        if mode == Mode::WithoutJobs {
+            command.arg("--bench-skip-compression");
+        }
+        Self::run(command).await
+    }
+
+    /// One that works with the real worker, and keeps artifacts in `store` without TLS.
+    pub async fn start_with_store(place: &Place, store: &str) -> Self {
+        let mut command = Self::command(place, store, &variable("LITHE_WORKER_IMAGE"));
+        command.arg("--store-plain-http");
+        Self::run(command).await
+    }
+
+    fn command(place: &Place, store: &str, image: &str) -> tokio::process::Command {
         let mut command = tokio::process::Command::new(variable("LITHE_OPERATOR"));
         command
             .env("KUBECONFIG", variable("LITHE_E2E_KUBECONFIG"))
             .args(["--namespace", &place.namespace, "--lease-namespace", &place.namespace])
-            .args([
-                "--store",
-                "oci://registry.invalid/lithe",
-                "--worker-image",
-                "registry.invalid/lithe-worker:none",
-            ])
-            .args(["--listen", &admin, "--network-policy"])
-            .stdout(Stdio::piped())
-            .kill_on_drop(true);
-        if mode == Mode::WithoutJobs {
-            command.arg("--bench-skip-compression");
-        }
+            .args(["--store", store, "--worker-image", image, "--network-policy"]);
+        command
+    }
+
+    async fn run(mut command: tokio::process::Command) -> Self {
+        let admin = {
+            let probe = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            probe.local_addr().unwrap().to_string()
+        };
+        command.args(["--listen", &admin]).stdout(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let led = async {

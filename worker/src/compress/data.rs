@@ -112,7 +112,7 @@ impl Samples {
             return misfit("the evaluation split has no samples".into());
         }
         match samples.fixed {
-            Some(fixed) if samples.count % fixed != 0 => misfit(format!(
+            Some(fixed) if !samples.count.is_multiple_of(fixed) => misfit(format!(
                 "the model takes exactly {fixed} samples at a time, and {} are no multiple of it",
                 samples.count
             )),

@@ -38,16 +38,15 @@ pub fn quantize_dynamic(
     let mut change = Change::default();
     normalise::normalise(&mut model, &mut Change::default());
     check_excluded(&model, &step.exclude)?;
-    if operators::opset(&model) < OPSET {
-        if let Err(why) = opset::upgrade(&mut model, OPSET) {
-            if operators::opset(&model) < OLDEST {
-                let message = format!(
-                    "quantize.dynamic needs operator set {OLDEST} or newer; the model has {} and cannot be upgraded: {why}",
-                    operators::opset(&model)
-                );
-                return Err(recipe_invalid(message));
-            }
-        }
+    if operators::opset(&model) < OPSET
+        && let Err(why) = opset::upgrade(&mut model, OPSET)
+        && operators::opset(&model) < OLDEST
+    {
+        let message = format!(
+            "quantize.dynamic needs operator set {OLDEST} or newer; the model has {} and cannot be upgraded: {why}",
+            operators::opset(&model)
+        );
+        return Err(recipe_invalid(message));
     }
     let Some(mut main) = model.graph.take() else { return Ok((model, change)) };
     let mut pass = Pass { step, names: Names::of(&main), counts: Counts::default() };

@@ -83,7 +83,7 @@ fn field(message: Message, number: u32) -> Field {
     let sub = Field::Message;
     match (message, number) {
         (M::Model, 1 | 5) | (M::Opset, 2) | (M::Dimension, 1) => Number,
-        (M::Model, 2 | 3 | 4) | (M::Graph, 2) => Name,
+        (M::Model, 2..=4) | (M::Graph, 2) => Name,
         (M::Model | M::Node, 6) | (M::Graph, 10) | (M::Attribute, 13) => Text,
         (M::Model, 7) | (M::Attribute, 6 | 11) | (M::Training, 1 | 2) => sub(M::Graph),
         (M::Model, 8) | (M::Function, 9) => sub(M::Opset),

@@ -76,11 +76,11 @@ impl Location {
             return Err(wrong("it contains '..'"));
         }
         match scheme {
-            "oci" => oci(rest).map_err(|why| wrong(why)),
-            "s3" => object(Scheme::S3, rest).map_err(|why| wrong(why)),
-            "gs" => object(Scheme::Gs, rest).map_err(|why| wrong(why)),
-            "az" => object(Scheme::Az, rest).map_err(|why| wrong(why)),
-            "https" => https(uri).map_err(|why| wrong(why)),
+            "oci" => oci(rest).map_err(&wrong),
+            "s3" => object(Scheme::S3, rest).map_err(&wrong),
+            "gs" => object(Scheme::Gs, rest).map_err(&wrong),
+            "az" => object(Scheme::Az, rest).map_err(&wrong),
+            "https" => https(uri).map_err(&wrong),
             "pvc" => {
                 let (claim, path) = rest.split_once('/').ok_or_else(|| wrong("it has no path"))?;
                 if claim.is_empty() || path.is_empty() || path.starts_with('/') {

@@ -95,7 +95,7 @@ fn file(layer: &OciDescriptor) -> Option<&str> {
 pub fn model_layer(manifest: &OciImageManifest) -> Result<&OciDescriptor, String> {
     let layers = || manifest.layers.iter();
     let only = |found: Vec<&'_ OciDescriptor>| match found.as_slice() {
-        [layer] => Some((*layer).digest.clone()),
+        [layer] => Some(layer.digest.clone()),
         _ => None,
     };
     let weight = |layer: &&OciDescriptor| layer.media_type.contains(".weight.");

@@ -101,10 +101,10 @@ impl Registry {
             self.client.pull_manifest_raw(&reference, &self.auth, &[OCI_IMAGE_MEDIA_TYPE]).await;
         let (bytes, _) = pulled.map_err(|error| map(&what, error))?;
         let digest = Digest::of(&bytes);
-        if let Version::Digest(wanted) = version {
-            if *wanted != digest {
-                return Err(StoreError::Digest { what, wanted: wanted.clone(), seen: digest });
-            }
+        if let Version::Digest(wanted) = version
+            && *wanted != digest
+        {
+            return Err(StoreError::Digest { what, wanted: wanted.clone(), seen: digest });
         }
         let manifest = serde_json::from_slice(&bytes).map_err(|error| StoreError::Malformed {
             what,
@@ -267,10 +267,10 @@ fn split(host: &str, default: u16) -> (&str, u16) {
 /// The error of a stream: other bytes than the digest says are no reason to try again.
 fn broken(what: &str, error: std::io::Error) -> StoreError {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<DigestError>());
-    if let Some(DigestError::VerificationError { expected, actual }) = inner {
-        if let (Ok(wanted), Ok(seen)) = (expected.parse(), actual.parse()) {
-            return StoreError::Digest { what: what.to_owned(), wanted, seen };
-        }
+    if let Some(DigestError::VerificationError { expected, actual }) = inner
+        && let (Ok(wanted), Ok(seen)) = (expected.parse(), actual.parse())
+    {
+        return StoreError::Digest { what: what.to_owned(), wanted, seen };
     }
     StoreError::Unavailable { what: what.to_owned(), why: chain(&error) }
 }
