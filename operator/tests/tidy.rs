@@ -4,15 +4,8 @@
 use std::path::{Path, PathBuf};
 
 /// Files that may name the client of the API server.
-const TALK: [&str; 7] = [
-    "apply.rs",
-    "client.rs",
-    "controller.rs",
-    "inquire.rs",
-    "lease.rs",
-    "main.rs",
-    "report/events.rs",
-];
+const TALK: [&str; 7] =
+    ["apply.rs", "client.rs", "controller.rs", "inquire.rs", "lease.rs", "main.rs", "publish.rs"];
 
 /// Files that may be asynchronous: those that talk, the watches, the queue that is waited for.
 const WAIT: [&str; 10] = [
@@ -24,8 +17,8 @@ const WAIT: [&str; 10] = [
     "inquire.rs",
     "lease.rs",
     "main.rs",
+    "publish.rs",
     "queue.rs",
-    "report/events.rs",
 ];
 
 /// Files that may ask for the time; everywhere else it is an argument.

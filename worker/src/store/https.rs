@@ -66,6 +66,11 @@ async fn hop(
     let what = shown(url);
     let unavailable = |why: String| StoreError::Unavailable { what: what.clone(), why };
     let host = url.host_str().unwrap_or_default();
+    // What the Secret lacks is told before anybody is asked.
+    let (basic, bearer) = match login {
+        Some(credentials) => (credentials.login()?, credentials.get("token")?),
+        None => (None, None),
+    };
     let addresses = resolve(&what, host, url.port_or_known_default().unwrap_or(443), reach).await?;
     let mut builder = reqwest::Client::builder()
         .https_only(true)
@@ -79,12 +84,10 @@ async fn hop(
     }
     let client = builder.build().map_err(|error| unavailable(chain(&error)))?;
     let mut request = client.get(url.clone());
-    if let Some(credentials) = login {
-        if let Some((user, password)) = credentials.login()? {
-            request = request.basic_auth(user, Some(password));
-        } else if let Some(token) = credentials.get("token")? {
-            request = request.header(AUTHORIZATION, format!("Bearer {token}"));
-        }
+    if let Some((user, password)) = basic {
+        request = request.basic_auth(user, Some(password));
+    } else if let Some(token) = bearer {
+        request = request.header(AUTHORIZATION, format!("Bearer {token}"));
     }
     let answer = tokio::time::timeout(ANSWER, request.send()).await;
     let answer = answer.map_err(|_| unavailable(format!("no answer in {ANSWER:?}")))?;
