@@ -18,12 +18,15 @@ pub mod gates;
 pub mod int8;
 pub mod latency;
 pub mod metrics;
+pub mod nbits;
 pub mod normalise;
 pub mod npz;
 pub mod opset;
 pub mod optimize;
 pub mod output;
+pub mod products;
 pub mod quantize_dynamic;
+pub mod quantize_weight_only;
 pub mod steps;
 pub mod trial;
 
