@@ -4,7 +4,9 @@ use lithe::names::reason;
 use lithe::recipe::{Gates, Metric, Quantize, QuantizeMode, Recipe, Step};
 
 use crate::compress::change::{Change, recipe_invalid};
-use crate::compress::{Error, VERSION, gates, optimize, quantize_dynamic, quantize_weight_only};
+use crate::compress::{
+    Error, VERSION, gates, optimize, quantize_dynamic, quantize_float16, quantize_weight_only,
+};
 use crate::onnx::{ModelProto, Refusal, graph, walk};
 use crate::runtime::{Options, Session};
 
@@ -75,6 +77,18 @@ fn check_step(index: usize, step: &Step) -> Result<(), Error> {
                 ),
             }
         }
+        QuantizeMode::Float16 => {
+            let unused = [
+                "calibration",
+                "granularity",
+                "convolutions",
+                "weights",
+                "reduceRange",
+                "bits",
+                "blockSize",
+            ];
+            meaningless(index, quantize, &path, &unused)
+        }
         mode => unsupported(&format!("quantize with mode {mode:?}"), &format!("{path}.mode")),
     }
 }
@@ -131,6 +145,7 @@ pub fn run(model: ModelProto, index: usize, step: &Step) -> Result<(ModelProto, 
         match step.mode {
             QuantizeMode::Dynamic => quantize_dynamic::quantize_dynamic(model, step),
             QuantizeMode::WeightOnly => quantize_weight_only::quantize_weight_only(model, step),
+            QuantizeMode::Float16 => quantize_float16::quantize_float16(model, step),
             mode => Err(recipe_invalid(format!("step {index} cannot quantize with mode {mode:?}"))),
         }
     } else {
