@@ -19,6 +19,7 @@ pub mod fold;
 pub mod gates;
 pub mod int8;
 pub mod latency;
+pub mod lstm;
 pub mod metrics;
 pub mod nbits;
 pub mod normalise;

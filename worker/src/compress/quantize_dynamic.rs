@@ -1,7 +1,8 @@
-//! The step `quantize: {mode: Dynamic}`: MatMul and Gemm multiply 8-bit integers, embedding tables
-//! are 8-bit with a scale per row. Conv is never computed in integers, because the runtime's dynamic
-//! 8-bit Conv is several times slower than its float one; only its weights are stored so. The nodes are those of `onnxruntime.quantization.quantize_dynamic`, which the runtime fuses, and so
-//! are the numbers; `weights: Unsigned` stores each of them plus 128, with a zero point of 128.
+//! The step `quantize: {mode: Dynamic}`: MatMul, Gemm and LSTM multiply 8-bit integers, embedding tables
+//! are 8-bit with a scale per row; of Conv only the weights are, since the runtime's dynamic 8-bit Conv is
+//! several times slower than its float one. Nodes and numbers are those of
+//! `onnxruntime.quantization.quantize_dynamic`, which the runtime fuses; `weights: Unsigned` stores each
+//! number plus 128, with a zero point of 128.
 
 use std::collections::HashMap;
 
@@ -11,7 +12,7 @@ use lithe::recipe::{Convolutions, Embeddings, Granularity, Quantize, ReduceRange
 use crate::compress::change::{Change, recipe_invalid};
 use crate::compress::int8::{self, Channels};
 use crate::compress::products::{self, Form, label, last};
-use crate::compress::{convolutions, embeddings, normalise, opset};
+use crate::compress::{convolutions, embeddings, lstm, normalise, opset};
 use crate::onnx::graph::{self, Constants, Names, input, int, output};
 use crate::onnx::refusal::quoted;
 use crate::onnx::{
@@ -59,9 +60,13 @@ pub fn quantize_dynamic(
     let counts = pass.counts;
     change.did(counts.matmul, "MatMul");
     change.did(counts.gemm, "Gemm");
+    change.did(counts.lstm, "LSTM");
     change.did(counts.gather, "Gather");
     change.did(counts.conv, "Conv (weights only)");
-    change.matched_something("quantize.dynamic", "MatMul, Gemm or embedding")?;
+    change.matched_something("quantize.dynamic", "MatMul, Gemm, LSTM or embedding")?;
+    if counts.lstm > 0 {
+        operators::import(&mut model, lstm::DOMAIN, 1);
+    }
     Ok((model, change))
 }
 
@@ -69,6 +74,7 @@ pub fn quantize_dynamic(
 struct Counts {
     matmul: u64,
     gemm: u64,
+    lstm: u64,
     gather: u64,
     conv: u64,
 }
@@ -124,7 +130,20 @@ impl Pass<'_> {
                     change.skip(&node, SLOW_CONVOLUTION);
                     new.nodes.push(node);
                 }
-                "LSTM" | "GRU" | "RNN" | "Attention" => {
+                "LSTM" if operators::is(&node, "LSTM") => {
+                    let names = &mut self.names;
+                    match lstm::quantize(&node, seen, self.step, names, &mut new.tensors)? {
+                        Ok(quantized) => {
+                            new.nodes.push(quantized);
+                            self.counts.lstm += 1;
+                        }
+                        Err(why) => {
+                            change.skip(&node, why);
+                            new.nodes.push(node);
+                        }
+                    }
+                }
+                "GRU" | "RNN" | "Attention" => {
                     change.skip(&node, "this step does not quantize it");
                     new.nodes.push(node);
                 }
