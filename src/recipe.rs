@@ -371,11 +371,11 @@ pub struct Quantize {
     /// Whether weights give up one bit for processors that saturate; only useful with `weights: Signed`.
     #[serde(default)]
     pub reduce_range: ReduceRange,
-    /// Bits of a weight; only with `mode: WeightOnly`.
+    /// Bits of a weight, 4 or 8; only with `mode: WeightOnly`. 4 by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "crd", schemars(range(min = 4, max = 8)))]
     pub bits: Option<u8>,
-    /// Weights that share a scale; only with `mode: WeightOnly`.
+    /// Weights that share a scale: 16, 32, 64, 128 or 256; only with `mode: WeightOnly`. 32 by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "crd", schemars(range(min = 16, max = 256)))]
     pub block_size: Option<u32>,

@@ -64,6 +64,17 @@ impl Change {
         self.skipped.iter().map(one).collect::<Vec<_>>().join("; ")
     }
 
+    /// Refuses a step that changed nothing: it would be paid for and do nothing. `wanted` names what it
+    /// looks for, such as `MatMul, Gemm or embedding`.
+    pub fn matched_something(&self, step: &str, wanted: &str) -> Result<(), Refusal> {
+        if self.matched > 0 {
+            return Ok(());
+        }
+        let all: u64 = self.skipped.iter().map(|skipped| skipped.count).sum();
+        let why = if all == 0 { format!("it has no {wanted}") } else { self.skipped_line() };
+        Err(recipe_invalid(format!("{step} matched 0 of {all} nodes: {why}")))
+    }
+
     /// The whole change in one line.
     pub fn summary(&self) -> String {
         if self.done.is_empty() { "nothing to do".to_owned() } else { self.done.join(", ") }

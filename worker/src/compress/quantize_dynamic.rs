@@ -1,20 +1,22 @@
-//! The step `quantize: {mode: Dynamic}`: MatMul and Gemm multiply 8-bit integers, embedding tables
-//! are 8-bit with a scale per row. Conv is never computed in integers, because the runtime's dynamic
-//! 8-bit Conv is several times slower than its float one; only its weights are stored so. The nodes are those of `onnxruntime.quantization.quantize_dynamic`, which the runtime fuses, and so
-//! are the numbers; `weights: Unsigned` stores each of them plus 128, with a zero point of 128.
+//! The step `quantize: {mode: Dynamic}`: MatMul, Gemm and LSTM multiply 8-bit integers, embedding tables
+//! are 8-bit with a scale per row; of Conv only the weights are, since the runtime's dynamic 8-bit Conv is
+//! several times slower than its float one. Nodes and numbers are those of
+//! `onnxruntime.quantization.quantize_dynamic`, which the runtime fuses; `weights: Unsigned` stores each
+//! number plus 128, with a zero point of 128.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use lithe::names::reason;
 use lithe::recipe::{Convolutions, Embeddings, Granularity, Quantize, ReduceRange, WeightType};
 
 use crate::compress::change::{Change, recipe_invalid};
 use crate::compress::int8::{self, Channels};
-use crate::compress::{convolutions, embeddings, normalise, opset};
-use crate::onnx::graph::{self, Constants, Names, float_of, input, int, int_of, output};
+use crate::compress::products::{self, Form, label, last};
+use crate::compress::{convolutions, embeddings, lstm, normalise, opset};
+use crate::onnx::graph::{self, Constants, Names, input, int, output};
 use crate::onnx::refusal::quoted;
 use crate::onnx::{
-    DataType, GraphProto, ModelProto, NodeProto, Refusal, TensorProto, operators, walk, weights,
+    DataType, GraphProto, ModelProto, NodeProto, Refusal, TensorProto, operators, weights,
 };
 
 /// The operator set in which every node written here has its present form.
@@ -37,7 +39,7 @@ pub fn quantize_dynamic(
 ) -> Result<(ModelProto, Change), Refusal> {
     let mut change = Change::default();
     normalise::normalise(&mut model, &mut Change::default());
-    check_excluded(&model, &step.exclude)?;
+    products::check_excluded(&model, &step.exclude)?;
     if operators::opset(&model) < OPSET
         && let Err(why) = opset::upgrade(&mut model, OPSET)
         && operators::opset(&model) < OLDEST
@@ -58,40 +60,21 @@ pub fn quantize_dynamic(
     let counts = pass.counts;
     change.did(counts.matmul, "MatMul");
     change.did(counts.gemm, "Gemm");
+    change.did(counts.lstm, "LSTM");
     change.did(counts.gather, "Gather");
     change.did(counts.conv, "Conv (weights only)");
-    if change.matched == 0 {
-        let all: u64 = change.skipped.iter().map(|skipped| skipped.count).sum();
-        let why = if all == 0 {
-            "it has no MatMul, Gemm or embedding".into()
-        } else {
-            change.skipped_line()
-        };
-        return Err(recipe_invalid(format!("quantize.dynamic matched 0 of {all} nodes: {why}")));
+    change.matched_something("quantize.dynamic", "MatMul, Gemm, LSTM or embedding")?;
+    if counts.lstm > 0 {
+        operators::import(&mut model, lstm::DOMAIN, 1);
     }
     Ok((model, change))
-}
-
-/// Refuses names in `exclude` that are no node's: a misspelt name must not quantize the node.
-fn check_excluded(model: &ModelProto, exclude: &[String]) -> Result<(), Refusal> {
-    let mut names = HashSet::new();
-    if let Some(graph) = &model.graph {
-        walk::nodes(graph, &mut |node| {
-            names.insert(node.name.as_str());
-        });
-    }
-    match exclude.iter().find(|name| !names.contains(name.as_str())) {
-        Some(name) => {
-            Err(recipe_invalid(format!("exclude names {}, and no node is called so", quoted(name))))
-        }
-        None => Ok(()),
-    }
 }
 
 #[derive(Clone, Copy, Default)]
 struct Counts {
     matmul: u64,
     gemm: u64,
+    lstm: u64,
     gather: u64,
     conv: u64,
 }
@@ -131,7 +114,7 @@ impl Pass<'_> {
             let excluded = self.step.exclude.contains(&node.name);
             match node.op_type.as_str() {
                 "MatMul" | "Gemm" if operators::canonical(&node.domain).is_empty() => {
-                    match self.product(&node, seen, excluded) {
+                    match products::weight(&node, seen, excluded) {
                         Ok(weight) => self.replace(node, weight, seen, &mut new)?,
                         Err(why) => {
                             change.skip(&node, why);
@@ -147,7 +130,20 @@ impl Pass<'_> {
                     change.skip(&node, SLOW_CONVOLUTION);
                     new.nodes.push(node);
                 }
-                "LSTM" | "GRU" | "RNN" | "Attention" => {
+                "LSTM" if operators::is(&node, "LSTM") => {
+                    let names = &mut self.names;
+                    match lstm::quantize(&node, seen, self.step, names, &mut new.tensors)? {
+                        Ok(quantized) => {
+                            new.nodes.push(quantized);
+                            self.counts.lstm += 1;
+                        }
+                        Err(why) => {
+                            change.skip(&node, why);
+                            new.nodes.push(node);
+                        }
+                    }
+                }
+                "GRU" | "RNN" | "Attention" => {
                     change.skip(&node, "this step does not quantize it");
                     new.nodes.push(node);
                 }
@@ -167,34 +163,6 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// The constant weight of a MatMul or Gemm that can be quantized, or why it cannot.
-    fn product<'c>(
-        &self,
-        node: &NodeProto,
-        seen: &'c Constants,
-        excluded: bool,
-    ) -> Result<&'c TensorProto, &'static str> {
-        if excluded {
-            return Err("excluded by the recipe");
-        }
-        let weight = seen.get(input(node, 1)).ok_or("both inputs are computed")?;
-        if weight.data_type != DataType::Float as i32 {
-            return Err("its weights are not 32-bit floats");
-        }
-        if weight.dims.len() < 2 || weights::count(weight) == 0 {
-            return Err("its weights are no matrix");
-        }
-        if seen.contains_key(input(node, 0)) {
-            return Err("both inputs are constant");
-        }
-        let bias = input(node, 2);
-        let scaled = float_of(node, "beta", 1.0) != 1.0 && !bias.is_empty();
-        if node.op_type == "Gemm" && scaled && seen.get(bias).and_then(weights::to_f32).is_none() {
-            return Err("its bias is computed and scaled");
-        }
-        Ok(weight)
-    }
-
     /// DynamicQuantizeLinear -> MatMulInteger -> Cast -> Mul [-> Add].
     fn replace(
         &mut self,
@@ -203,12 +171,10 @@ impl Pass<'_> {
         seen: &Constants,
         new: &mut New,
     ) -> Result<(), Refusal> {
-        let gemm = node.op_type == "Gemm";
-        let transposed = gemm && int_of(&node, "transB", 0) != 0;
-        let alpha = if gemm { float_of(&node, "alpha", 1.0) } else { 1.0 };
-        let triple = self.weight(weight, transposed, alpha, &node, new)?;
+        let form = products::form(&node);
+        let triple = self.weight(weight, form, &node, new)?;
         let mut source = input(&node, 0).to_owned();
-        if gemm && int_of(&node, "transA", 0) != 0 {
+        if form.transposed_input {
             source = self.emit("Transpose", &node, "transposed", &[&source], new);
         }
         let activation = self.activation(&source, new);
@@ -219,7 +185,7 @@ impl Pass<'_> {
             cast.attribute.push(int("to", DataType::Float as i64));
         }
         let scales = self.emit("Mul", &node, "scales", &[&activation.scale, &triple.scale], new);
-        let bias = if gemm { self.bias(&node, seen, new) } else { None };
+        let bias = products::bias(&node, seen, &mut self.names, &mut new.tensors);
         let result = match &bias {
             Some(_) => self.names.fresh(&format!("{}_scaled", output(&node, 0))),
             None => output(&node, 0).to_owned(),
@@ -230,7 +196,7 @@ impl Pass<'_> {
             let name = self.names.fresh(&format!("{}_add", label(&node)));
             new.nodes.push(graph::node("Add", &name, &[&result, &bias], &[output(&node, 0)]));
         }
-        if gemm {
+        if form.gemm {
             self.counts.gemm += 1
         } else {
             self.counts.matmul += 1
@@ -283,25 +249,15 @@ impl Pass<'_> {
     fn weight(
         &mut self,
         weight: &TensorProto,
-        transposed: bool,
-        alpha: f32,
+        form: Form,
         node: &NodeProto,
         new: &mut New,
     ) -> Result<Triple, Refusal> {
-        let key = (weight.name.clone(), transposed, alpha.to_bits());
+        let key = (weight.name.clone(), form.transposed_weight, form.alpha.to_bits());
         if let Some(triple) = new.weights.get(&key) {
             return Ok(triple.clone());
         }
-        let mut dims = weight.dims.clone();
-        let mut values = weights::to_f32(weight).unwrap_or_default();
-        if transposed {
-            let width = last(&dims);
-            values = transpose(&values, width);
-            dims.reverse();
-        }
-        if alpha != 1.0 {
-            values.iter_mut().for_each(|value| *value *= alpha);
-        }
+        let (values, dims) = products::matrix(weight, form);
         // The runtime takes a scale per column for matrices only.
         let per_channel = self.step.granularity == Granularity::PerChannel && dims.len() == 2;
         let channels = if per_channel { Channels::Last } else { Channels::One };
@@ -321,25 +277,6 @@ impl Pass<'_> {
         new.weights.insert(key, triple.clone());
         Ok(triple)
     }
-
-    /// The bias of a Gemm, times its beta.
-    fn bias(&mut self, node: &NodeProto, seen: &Constants, new: &mut New) -> Option<String> {
-        let bias = input(node, 2);
-        if bias.is_empty() {
-            return None;
-        }
-        let beta = float_of(node, "beta", 1.0);
-        let constant = seen.get(bias).and_then(|tensor| Some((tensor, weights::to_f32(tensor)?)));
-        match constant {
-            Some((tensor, values)) if beta != 1.0 => {
-                let scaled: Vec<f32> = values.iter().map(|value| value * beta).collect();
-                let name = self.names.fresh(&format!("{bias}_beta"));
-                new.tensors.push(weights::from_f32(&name, &tensor.dims, &scaled));
-                Some(name)
-            }
-            _ => Some(bias.to_owned()),
-        }
-    }
 }
 
 /// The refusal of a weight that cannot be quantized.
@@ -351,18 +288,4 @@ pub fn not_finite(weight: &str, node: &NodeProto) -> Refusal {
         node.op_type
     );
     Refusal::new(reason::NOT_FINITE, message)
-}
-
-fn label(node: &NodeProto) -> &str {
-    if node.name.is_empty() { output(node, 0) } else { &node.name }
-}
-
-fn last(dims: &[i64]) -> usize {
-    dims.last().and_then(|dim| usize::try_from(*dim).ok()).unwrap_or(1)
-}
-
-/// A row-major matrix with rows of `width` numbers, transposed.
-fn transpose(values: &[f32], width: usize) -> Vec<f32> {
-    let width = width.max(1);
-    (0..width).flat_map(|column| values.iter().skip(column).step_by(width).copied()).collect()
 }

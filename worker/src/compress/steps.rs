@@ -1,10 +1,12 @@
 //! Which steps there are, and what runs for each.
 
 use lithe::names::reason;
-use lithe::recipe::{Gates, Metric, QuantizeMode, Recipe, Step};
+use lithe::recipe::{Gates, Metric, Quantize, QuantizeMode, Recipe, Step};
 
 use crate::compress::change::{Change, recipe_invalid};
-use crate::compress::{Error, VERSION, gates, optimize, quantize_dynamic};
+use crate::compress::{
+    Error, VERSION, gates, optimize, quantize_dynamic, quantize_float16, quantize_weight_only,
+};
 use crate::onnx::{ModelProto, Refusal, graph, walk};
 use crate::runtime::{Options, Session};
 
@@ -59,23 +61,58 @@ fn check_step(index: usize, step: &Step) -> Result<(), Error> {
         return unsupported("fine-tune", &path);
     }
     let Some(quantize) = quantize else { return Ok(()) };
-    if quantize.mode != QuantizeMode::Dynamic {
-        return unsupported(
-            &format!("quantize with mode {:?}", quantize.mode),
-            &format!("{path}.mode"),
-        );
-    }
-    for (given, name) in [
-        (quantize.calibration.is_some(), "calibration"),
-        (quantize.bits.is_some(), "bits"),
-        (quantize.block_size.is_some(), "blockSize"),
-    ] {
-        if given {
-            let message = format!("step {index}: {name} has no meaning with mode Dynamic");
-            return refuse(reason::RECIPE_INVALID, message, &format!("{path}.{name}"));
+    match quantize.mode {
+        QuantizeMode::Dynamic => {
+            meaningless(index, quantize, &path, &["calibration", "bits", "blockSize"])
         }
+        QuantizeMode::WeightOnly => {
+            let unused = ["calibration", "granularity", "convolutions", "weights", "reduceRange"];
+            meaningless(index, quantize, &path, &unused)?;
+            match quantize_weight_only::layout(quantize) {
+                Ok(_) => Ok(()),
+                Err((name, message)) => refuse(
+                    reason::RECIPE_INVALID,
+                    format!("step {index}: {message}"),
+                    &format!("{path}.{name}"),
+                ),
+            }
+        }
+        QuantizeMode::Float16 => {
+            let unused = [
+                "calibration",
+                "granularity",
+                "convolutions",
+                "weights",
+                "reduceRange",
+                "bits",
+                "blockSize",
+            ];
+            meaningless(index, quantize, &path, &unused)
+        }
+        mode => unsupported(&format!("quantize with mode {mode:?}"), &format!("{path}.mode")),
     }
-    Ok(())
+}
+
+/// Refuses fields of `unused` that the recipe sets: the mode does not read them.
+fn meaningless(index: usize, step: &Quantize, path: &str, unused: &[&str]) -> Result<(), Error> {
+    let default = Quantize::default();
+    let given = [
+        (step.calibration.is_some(), "calibration"),
+        (step.granularity != default.granularity, "granularity"),
+        (step.convolutions != default.convolutions, "convolutions"),
+        (step.weights != default.weights, "weights"),
+        (step.reduce_range != default.reduce_range, "reduceRange"),
+        (step.bits.is_some(), "bits"),
+        (step.block_size.is_some(), "blockSize"),
+    ];
+    match given.iter().find(|(given, name)| *given && unused.contains(name)) {
+        Some((_, name)) => refuse(
+            reason::RECIPE_INVALID,
+            format!("step {index}: {name} has no meaning with mode {:?}", step.mode),
+            &format!("{path}.{name}"),
+        ),
+        None => Ok(()),
+    }
 }
 
 fn check_gates(gates: &Gates, recipe: &Recipe, has_data: bool) -> Result<(), Error> {
@@ -105,7 +142,12 @@ pub fn run(model: ModelProto, index: usize, step: &Step) -> Result<(ModelProto, 
     let result = if let Some(step) = &step.optimize {
         optimize::optimize(model, step, &evaluate)
     } else if let Some(step) = &step.quantize {
-        quantize_dynamic::quantize_dynamic(model, step)
+        match step.mode {
+            QuantizeMode::Dynamic => quantize_dynamic::quantize_dynamic(model, step),
+            QuantizeMode::WeightOnly => quantize_weight_only::quantize_weight_only(model, step),
+            QuantizeMode::Float16 => quantize_float16::quantize_float16(model, step),
+            mode => Err(recipe_invalid(format!("step {index} cannot quantize with mode {mode:?}"))),
+        }
     } else {
         Err(recipe_invalid(format!("step {index} cannot be run")))
     };

@@ -23,6 +23,13 @@ pub fn opset(model: &ModelProto) -> i64 {
     model.opset_import.iter().find(default).map_or(0, |import| import.version)
 }
 
+/// Makes `model` import the operator set `domain`; a version that it imports already stays.
+pub fn import(model: &mut ModelProto, domain: &str, version: i64) {
+    if !model.opset_import.iter().any(|import| import.domain == domain) {
+        model.opset_import.push(OperatorSetIdProto { domain: domain.to_owned(), version });
+    }
+}
+
 /// Whether `node` is the default operator set's `op`.
 pub fn is(node: &NodeProto, op: &str) -> bool {
     node.op_type == op && canonical(&node.domain).is_empty()
