@@ -73,7 +73,7 @@ pub fn quantize_dynamic(
 }
 
 /// Refuses names in `exclude` that are no node's: a misspelt name must not quantize the node.
-fn check_excluded(model: &ModelProto, exclude: &[String]) -> Result<(), Refusal> {
+pub fn check_excluded(model: &ModelProto, exclude: &[String]) -> Result<(), Refusal> {
     let mut names = HashSet::new();
     if let Some(graph) = &model.graph {
         walk::nodes(graph, &mut |node| {

@@ -1,12 +1,16 @@
 //! Which steps there are, and what runs for each.
 
 use lithe::names::reason;
-use lithe::recipe::{Gates, Metric, QuantizeMode, Recipe, Step};
+use lithe::recipe::{Convolutions, Gates, Metric, Quantize, QuantizeMode, Recipe, Step};
 
 use crate::compress::change::{Change, recipe_invalid};
-use crate::compress::{Error, VERSION, gates, optimize, quantize_dynamic};
+use crate::compress::data::Samples;
+use crate::compress::{Error, VERSION, feed, gates, optimize, quantize_dynamic, quantize_static};
 use crate::onnx::{ModelProto, Refusal, graph, walk};
 use crate::runtime::{Options, Session};
+
+const NO_CALIBRATION: &str =
+    "quantize with mode Static measures ranges on data, and none were given";
 
 /// The spec field of the step at `index`.
 pub fn field(index: usize, step: &Step) -> String {
@@ -29,10 +33,19 @@ pub fn check(recipe: &Recipe, has_data: bool) -> Result<(), Error> {
     for (index, step) in recipe.steps.iter().enumerate() {
         check_step(index, step)?;
     }
+    if calibrates(recipe) && !has_data {
+        return refuse(reason::DATA_INVALID, NO_CALIBRATION, "spec.compression.data");
+    }
     match &recipe.gates {
         Some(gates) => check_gates(gates, recipe, has_data),
         None => Ok(()),
     }
+}
+
+/// Whether a step of `recipe` measures ranges on calibration data.
+pub fn calibrates(recipe: &Recipe) -> bool {
+    let quantizes = recipe.steps.iter().filter_map(|step| step.quantize.as_ref());
+    quantizes.into_iter().any(|quantize| quantize.mode == QuantizeMode::Static)
 }
 
 fn refuse(reason: &'static str, message: impl Into<String>, field: &str) -> Result<(), Error> {
@@ -59,19 +72,27 @@ fn check_step(index: usize, step: &Step) -> Result<(), Error> {
         return unsupported("fine-tune", &path);
     }
     let Some(quantize) = quantize else { return Ok(()) };
-    if quantize.mode != QuantizeMode::Dynamic {
+    if !matches!(quantize.mode, QuantizeMode::Dynamic | QuantizeMode::Static) {
         return unsupported(
             &format!("quantize with mode {:?}", quantize.mode),
             &format!("{path}.mode"),
         );
     }
+    check_quantize(index, quantize, &path)
+}
+
+/// Refuses fields that have no meaning with the step's mode.
+fn check_quantize(index: usize, quantize: &Quantize, path: &str) -> Result<(), Error> {
+    let dynamic = quantize.mode == QuantizeMode::Dynamic;
     for (given, name) in [
-        (quantize.calibration.is_some(), "calibration"),
+        (dynamic && quantize.calibration.is_some(), "calibration"),
+        (!dynamic && quantize.convolutions != Convolutions::default(), "convolutions"),
         (quantize.bits.is_some(), "bits"),
         (quantize.block_size.is_some(), "blockSize"),
     ] {
         if given {
-            let message = format!("step {index}: {name} has no meaning with mode Dynamic");
+            let mode = quantize.mode;
+            let message = format!("step {index}: {name} has no meaning with mode {mode:?}");
             return refuse(reason::RECIPE_INVALID, message, &format!("{path}.{name}"));
         }
     }
@@ -100,10 +121,34 @@ fn check_gates(gates: &Gates, recipe: &Recipe, has_data: bool) -> Result<(), Err
     }
 }
 
+/// What steps may use besides the model.
+#[derive(Clone, Copy, Debug)]
+pub struct Means<'a> {
+    /// Samples to measure ranges on, where the recipe asks for it.
+    pub calibration: Option<&'a Samples>,
+    /// Threads of one inference.
+    pub threads: usize,
+}
+
 /// Runs one step that [`check`] let through.
-pub fn run(model: ModelProto, index: usize, step: &Step) -> Result<(ModelProto, Change), Error> {
+pub fn run(
+    model: ModelProto,
+    index: usize,
+    step: &Step,
+    means: Means<'_>,
+) -> Result<(ModelProto, Change), Error> {
     let result = if let Some(step) = &step.optimize {
         optimize::optimize(model, step, &evaluate)
+    } else if let Some(step) =
+        step.quantize.as_ref().filter(|step| step.mode == QuantizeMode::Static)
+    {
+        let Some(samples) = means.calibration else {
+            let refusal = Refusal::new(reason::DATA_INVALID, NO_CALIBRATION);
+            return Err(Error::refused(refusal, "spec.compression.data"));
+        };
+        quantize_static::quantize_static(model, step, &evaluate, &|model, visit| {
+            feed::feed(samples, means.threads, model, visit)
+        })
     } else if let Some(step) = &step.quantize {
         quantize_dynamic::quantize_dynamic(model, step)
     } else {
