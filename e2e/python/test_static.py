@@ -264,7 +264,9 @@ def test_integers_scales_and_outputs_are_onnxruntimes(
     new = net.samples(16, 11)
     if constant == "$^":
         np.testing.assert_array_equal(answers(ours, new), answers(theirs, new))
-    kinds = [op for op in fused(ours, tmp_path) if op not in ("QuantizeLinear", "DequantizeLinear")]
+    # Conversions stand at the ends, and the runtime moves channels last around its 8-bit kernels.
+    ends = ("QuantizeLinear", "DequantizeLinear", "Transpose")
+    kinds = [op for op in fused(ours, tmp_path) if op not in ends]
     assert kinds == sorted(operators), kinds
     assert np.abs(answers(ours, new) - answers(model, new)).max() < 0.5 * np.abs(answers(model, new)).max()
 

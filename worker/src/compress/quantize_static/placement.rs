@@ -146,7 +146,9 @@ impl<'a> Flow<'a> {
             _ if JOINT.contains(&op) => Role::Joint,
             _ if THROUGH.contains(&op) => Role::Through,
             _ if NO_KERNEL.contains(&op) => {
-                return Err("ONNX Runtime has no 8-bit kernel for it on CPUs");
+                return Err(
+                    "it computes in floats: ONNX Runtime has no 8-bit kernel for it on CPUs",
+                );
             }
             _ => return Ok(None),
         };
