@@ -276,9 +276,9 @@ pub enum QuantizeMode {
 pub enum Calibration {
     /// The smallest and the largest value seen.
     MinMax,
-    /// Like MinMax, averaged over batches.
+    /// Like MinMax, but each sample moves the range a hundredth of the way to its own.
     MovingAverage,
-    /// Cuts the rarest 0.001 % on each side.
+    /// Cuts the rarest 0.001 %, half of it on each side.
     Percentile,
     /// Least Kullback-Leibler divergence between the full and the quantized distribution.
     #[default]
@@ -333,15 +333,15 @@ pub enum ReduceRange {
     Always,
 }
 
-/// How the 8-bit weights of matrix products are stored.
+/// How the 8-bit weights of matrix products, and of convolutions with `mode: Static`, are stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 pub enum WeightType {
     /// 0 to 255 around 128. Exact on every processor, so what was judged is what is served.
     #[default]
     Unsigned,
-    /// -128 to 127, as ONNX Runtime's own tool writes. Fastest on processors with VNNI; on x64 without
-    /// VNNI products saturate and the model is another one, unless `reduceRange: Always`.
+    /// -128 to 127, as ONNX Runtime's own tool writes. Fastest; on x64 without VNNI products saturate
+    /// and the model is another one, unless `reduceRange: Always`, which is exact everywhere too.
     Signed,
 }
 
@@ -353,7 +353,8 @@ pub struct Quantize {
     /// The kind of quantization.
     #[serde(default)]
     pub mode: QuantizeMode,
-    /// How static quantization chooses ranges; only with `mode: Static`.
+    /// How static quantization chooses ranges; only with `mode: Static`. They are measured on the
+    /// data's `calibration/` arrays, else on samples drawn by the seed, which then judge nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<Calibration>,
     /// One scale per output channel, or one per tensor.
@@ -365,7 +366,7 @@ pub struct Quantize {
     /// What happens to the weights of convolutions; only with `mode: Dynamic`.
     #[serde(default)]
     pub convolutions: Convolutions,
-    /// How the 8-bit weights of matrix products are stored.
+    /// How the 8-bit weights of matrix products, and of convolutions with `mode: Static`, are stored.
     #[serde(default)]
     pub weights: WeightType,
     /// Whether weights give up one bit for processors that saturate; only useful with `weights: Signed`.

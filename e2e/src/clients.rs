@@ -78,15 +78,8 @@ pub fn references() -> Result<()> {
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .env("LITHE_MODELS", python::models()?)
             .env("LITHE_WORKER", images::binaries()?.join("lithe-worker"))
-            .args([
-                "-m",
-                "pytest",
-                "-q",
-                "-p",
-                "no:cacheprovider",
-                "test_reference.py",
-                "test_weights.py",
-            ]),
+            .args(["-m", "pytest", "-q", "-p", "no:cacheprovider"])
+            .args(["test_reference.py", "test_static.py", "test_weights.py"]),
     )
 }
 

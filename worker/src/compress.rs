@@ -4,6 +4,7 @@
 //! happen, and what is written when. It knows no network and no Kubernetes.
 
 pub mod batch_norm;
+pub mod calibrate;
 pub mod change;
 pub mod cli;
 pub mod confine;
@@ -13,6 +14,7 @@ pub mod embeddings;
 pub mod environment;
 pub mod error;
 pub mod evaluate;
+pub mod feed;
 pub mod float16;
 pub mod float16_operators;
 pub mod fold;
@@ -30,6 +32,7 @@ pub mod output;
 pub mod products;
 pub mod quantize_dynamic;
 pub mod quantize_float16;
+pub mod quantize_static;
 pub mod quantize_weight_only;
 pub mod steps;
 pub mod trial;
@@ -47,10 +50,11 @@ use lithe::units::human_bytes;
 
 use crate::onnx::{self, Budget, ModelProto, Refusal, graph, operators};
 use crate::runtime::{self, Options, RuntimeError, Session};
-use data::Samples;
+use data::{Samples, Splits};
 pub use error::Error;
 use evaluate::Judge;
 use metrics::Rows;
+use steps::Means;
 
 /// The version of the worker: part of every artifact's key, since another version may write other bytes.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -158,14 +162,18 @@ fn make(
     };
     let original = load_session(&original_bytes, request.threads, FIELD_MODEL)?;
     let data_digest = request.data.as_deref().map(output::digest_file).transpose()?;
-    let samples = match &request.data {
-        Some(path) if !recipe.steps.is_empty() => Some(read_samples(path, recipe, &original)?),
+    let splits = match &request.data {
+        Some(path) if !recipe.steps.is_empty() => Some(read_splits(path, recipe, &original)?),
         _ => None,
     };
-    let bench =
-        samples.as_ref().map(|samples| Bench::new(samples, &original, recipe)).transpose()?;
-    let made =
-        run_steps(request, loaded.model, original_bytes.len() as u64, bench.as_ref(), progress)?;
+    let bench = splits
+        .as_ref()
+        .map(|splits| Bench::new(&splits.evaluation, &original, recipe))
+        .transpose()?;
+    let calibration = splits.as_ref().and_then(|splits| splits.calibration.as_ref());
+    let means = Means { calibration, threads: request.threads };
+    let size = original_bytes.len() as u64;
+    let made = run_steps(request, loaded.model, size, means, bench.as_ref(), progress)?;
     let gates = judge_gates(recipe, made.bytes.as_deref(), original_bytes.len() as u64, &made)?;
     let failed = gates::failures(&gates);
     let fallback = match (failed, on_failure(recipe)) {
@@ -227,11 +235,23 @@ fn load_session(bytes: &[u8], threads: usize, field: &str) -> Result<Session, Er
     })
 }
 
-fn read_samples(path: &Path, recipe: &Recipe, original: &Session) -> Result<Samples, Error> {
+fn read_splits(path: &Path, recipe: &Recipe, original: &Session) -> Result<Splits, Error> {
     let most = recipe.evaluation.as_ref().and_then(|evaluation| evaluation.max_samples);
-    Samples::read(path, original.inputs(), most).map_err(|error| {
+    let seed = steps::calibrates(recipe).then_some(recipe.seed);
+    Splits::read(path, original.inputs(), most, seed).map_err(|error| {
         Error::refused(Refusal::new(reason::DATA_INVALID, error.to_string()), FIELD_DATA)
     })
+}
+
+/// The data of a request whose steps measure ranges, for those who only want to see what would match.
+pub fn splits(request: &Request, model: &ModelProto) -> Result<Option<Splits>, Error> {
+    match &request.data {
+        Some(path) if steps::calibrates(&request.recipe) => {
+            let session = load_session(&graph::serialise(model), request.threads, FIELD_MODEL)?;
+            read_splits(path, &request.recipe, &session).map(Some)
+        }
+        _ => Ok(None),
+    }
 }
 
 /// What judges every step: the samples, and the original's answers to them.
@@ -276,6 +296,7 @@ fn run_steps(
     request: &Request,
     mut model: ModelProto,
     original_size: u64,
+    means: Means<'_>,
     bench: Option<&Bench<'_>>,
     progress: &dyn Fn(Progress),
 ) -> Result<Stepped, Error> {
@@ -283,7 +304,7 @@ fn run_steps(
     let mut size = original_size;
     for (index, step) in request.recipe.steps.iter().enumerate() {
         progress(Progress::Step { index, name: step.name() });
-        let (next, change) = steps::run(model, index, step)?;
+        let (next, change) = steps::run(model, index, step, means)?;
         model = next;
         steps::stamp(&mut model);
         let bytes = graph::serialise(&model);

@@ -3,7 +3,7 @@
 //! A field that is not honoured is never ignored: KServe's silence about such fields is the
 //! complaint this file answers.
 
-use lithe::recipe::QuantizeMode;
+use lithe::recipe::{Convolutions, QuantizeMode};
 use lithe::spec::{
     Compression, Engine, ModelDeploymentSpec, ModelFormat, Protocol, RolloutStrategy, ScalingMode,
     TrafficMode,
@@ -63,17 +63,24 @@ fn steps(compression: &Compression, refuse: &mut impl FnMut(&str, String)) {
             refuse(&path("finetune"), "fine-tuning is not there yet; remove the step".into());
         }
         let Some(quantize) = &step.quantize else { continue };
-        if quantize.mode != QuantizeMode::Dynamic {
-            let seen = format!("{:?} is not there yet; use Dynamic", quantize.mode);
+        let fixed = quantize.mode == QuantizeMode::Static;
+        if !fixed && quantize.mode != QuantizeMode::Dynamic {
+            let seen = format!("{:?} is not there yet; use Dynamic or Static", quantize.mode);
             refuse(&path("quantize.mode"), seen);
         }
+        if fixed && compression.data.is_none() {
+            let seen = "mode Static measures ranges on data; say where they are";
+            refuse("spec.compression.data", seen.into());
+        }
         for (field, set) in [
-            ("quantize.calibration", quantize.calibration.is_some()),
+            ("quantize.calibration", !fixed && quantize.calibration.is_some()),
+            ("quantize.convolutions", fixed && quantize.convolutions != Convolutions::default()),
             ("quantize.bits", quantize.bits.is_some()),
             ("quantize.blockSize", quantize.block_size.is_some()),
         ] {
             if set {
-                refuse(&path(field), "has no meaning with mode Dynamic; remove it".into());
+                let seen = format!("has no meaning with mode {:?}; remove it", quantize.mode);
+                refuse(&path(field), seen);
             }
         }
     }
@@ -140,7 +147,7 @@ mod tests {
 model: {uri: pvc://models/a.onnx}
 compression:
   data: {uri: pvc://models/a.npz}
-  steps: [{optimize: {}}, {quantize: {mode: Dynamic}}]
+  steps: [{optimize: {}}, {quantize: {mode: Dynamic}}, {quantize: {mode: Static, calibration: Entropy}}]
   gates: {metric: Agreement, minimum: 0.99}
 scaling: {minReplicas: 2}
 traffic: {mode: Direct}
@@ -157,7 +164,8 @@ compression:
   steps:
   - prune: {sparsity: 0.5}
   - finetune: {epochs: 1, batchSize: 1, learningRate: {initial: 0.1}}
-  - quantize: {mode: Static, calibration: Entropy, bits: 4, blockSize: 32}
+  - quantize: {mode: Float16, calibration: Entropy, bits: 4, blockSize: 32}
+  - quantize: {mode: Static, calibration: Entropy, convolutions: Keep}
   objective: {minimise: Size}
 runtime: {engine: TensorRT, batching: {maxBatchSize: 8}, protocols: [OpenInference, KServeV1]}
 scaling: {minReplicas: 0, maxReplicas: 3, latency: {target: 50ms}}
@@ -177,6 +185,7 @@ rollout: {strategy: Canary, analysis: {}}
                 "spec.compression.steps[2].quantize.calibration",
                 "spec.compression.steps[2].quantize.bits",
                 "spec.compression.steps[2].quantize.blockSize",
+                "spec.compression.steps[3].quantize.convolutions",
                 "spec.runtime.engine",
                 "spec.runtime.batching",
                 "spec.runtime.protocols[1]",

@@ -8,7 +8,7 @@ use lithe::recipe::Recipe;
 use lithe::units::human_bytes;
 
 use crate::compress::confine::{absolute, enter_empty_directory};
-use crate::compress::{Compressed, Error, Progress, Request, compress, steps, trial};
+use crate::compress::{Compressed, Error, Progress, Request, compress, splits, steps, trial};
 use crate::onnx::{self, Budget, Refusal, refusal::quoted};
 
 /// Compresses an ONNX model by a recipe, judges the result, and writes `model.onnx` and
@@ -121,10 +121,13 @@ fn plan(request: &Request) -> Result<String, Error> {
         field: Some("spec.model".into()),
         source_digest: None,
     })?;
+    let splits = splits(request, &loaded.model)?;
+    let calibration = splits.as_ref().and_then(|splits| splits.calibration.as_ref());
+    let means = steps::Means { calibration, threads: request.threads };
     let mut model = loaded.model;
     let mut text = String::new();
     for (index, step) in request.recipe.steps.iter().enumerate() {
-        let (next, change) = steps::run(model, index, step)?;
+        let (next, change) = steps::run(model, index, step, means)?;
         text.push_str(&format!("{}: {}\n", step.name(), change.summary()));
         for skipped in &change.skipped {
             let nodes = if skipped.nodes.is_empty() {

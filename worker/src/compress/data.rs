@@ -2,8 +2,9 @@
 //!
 //! Names with `evaluation/` before them are the evaluation split, `train/` and `calibration/` the
 //! others. In an archive without any prefix every sample judges, as long as no step learns from
-//! data: the steps that do will draw their share by the recipe's seed.
+//! data: for those that do, the recipe's seed draws a share that then judges nothing.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use lithe::artifact::TensorSignature;
@@ -15,6 +16,61 @@ use crate::tensor::{Datatype, Tensor};
 /// The array with the labels.
 pub const LABEL: &str = "label";
 const SPLITS: [&str; 3] = ["train/", "calibration/", "evaluation/"];
+
+/// The most samples that calibration draws from an archive without splits: ranges settle long before.
+const MOST_DRAWN: usize = 512;
+
+/// The samples of one compression.
+#[derive(Clone, Debug)]
+pub struct Splits {
+    /// What judges the result.
+    pub evaluation: Samples,
+    /// What ranges are measured on, where a step needs it.
+    pub calibration: Option<Samples>,
+}
+
+impl Splits {
+    /// Reads the archive at `path` for a model with `inputs`: at most `most` samples judge, and with
+    /// a `seed` there are samples for calibration too.
+    ///
+    /// # Errors
+    /// Which split is missing or empty, and what [`Samples::fit`] says.
+    pub fn read(
+        path: &Path,
+        inputs: &[TensorSignature],
+        most: Option<u64>,
+        seed: Option<u64>,
+    ) -> Result<Self, DataError> {
+        Self::of(npz::read(path)?, inputs, most, seed)
+    }
+
+    /// The same for the arrays of an archive.
+    pub fn of(
+        arrays: Vec<(String, Tensor)>,
+        inputs: &[TensorSignature],
+        most: Option<u64>,
+        seed: Option<u64>,
+    ) -> Result<Self, DataError> {
+        let Some(seed) = seed else {
+            let evaluation = Samples::fit(split(arrays, "evaluation/")?, inputs, most)?;
+            return Ok(Self { evaluation, calibration: None });
+        };
+        let (calibration, evaluation) = if arrays.iter().any(|(name, _)| prefix(name).is_some()) {
+            (split(arrays.clone(), "calibration/")?, split(arrays, "evaluation/")?)
+        } else {
+            draw(arrays, inputs, seed)?
+        };
+        let named = |error| match error {
+            DataError::Fit(message) => DataError::Fit(format!("calibration split: {message}")),
+            other => other,
+        };
+        let calibration = Samples::fit(calibration, inputs, None).map_err(named)?;
+        Ok(Self {
+            evaluation: Samples::fit(evaluation, inputs, most)?,
+            calibration: Some(calibration),
+        })
+    }
+}
 
 /// What is wrong with the data.
 #[derive(Debug, thiserror::Error)]
@@ -41,18 +97,6 @@ pub struct Samples {
 }
 
 impl Samples {
-    /// Reads the evaluation split at `path` for a model with `inputs`; at most `most` samples.
-    ///
-    /// # Errors
-    /// Which array is missing, too much, or of another type or shape than the model's input.
-    pub fn read(
-        path: &Path,
-        inputs: &[TensorSignature],
-        most: Option<u64>,
-    ) -> Result<Self, DataError> {
-        Self::fit(evaluation(npz::read(path)?)?, inputs, most)
-    }
-
     /// Checks `arrays` against `inputs`.
     pub fn fit(
         arrays: Vec<(String, Tensor)>,
@@ -109,7 +153,7 @@ impl Samples {
             samples.count = samples.count.min(usize::try_from(most).unwrap_or(usize::MAX));
         }
         if samples.count == 0 {
-            return misfit("the evaluation split has no samples".into());
+            return misfit("there are no samples".into());
         }
         match samples.fixed {
             Some(fixed) if !samples.count.is_multiple_of(fixed) => misfit(format!(
@@ -181,16 +225,20 @@ fn rows(array: &Tensor, start: usize, length: usize) -> Tensor {
     Tensor::new(array.datatype(), shape, data).unwrap_or_else(|_| array.clone())
 }
 
-/// The arrays of the evaluation split, without its prefix.
-fn evaluation(arrays: Vec<(String, Tensor)>) -> Result<Vec<(String, Tensor)>, DataError> {
-    let split = |name: &str| SPLITS.iter().find(|split| name.starts_with(**split)).copied();
-    let prefixed = arrays.iter().filter(|(name, _)| split(name).is_some()).count();
+/// The split that the array `name` belongs to.
+fn prefix(name: &str) -> Option<&'static str> {
+    SPLITS.iter().find(|split| name.starts_with(**split)).copied()
+}
+
+/// The arrays of the split `wanted`, without its prefix; all arrays where none has a prefix.
+fn split(arrays: Vec<(String, Tensor)>, wanted: &str) -> Result<Vec<(String, Tensor)>, DataError> {
+    let prefixed = arrays.iter().filter(|(name, _)| prefix(name).is_some()).count();
     if prefixed == 0 {
         return Ok(arrays);
     }
     if prefixed < arrays.len() {
         let bare =
-            arrays.iter().find(|(name, _)| split(name).is_none()).map_or("", |(name, _)| name);
+            arrays.iter().find(|(name, _)| prefix(name).is_none()).map_or("", |(name, _)| name);
         return misfit(format!(
             "array {} has none of the prefixes {}, others have",
             quoted(bare),
@@ -199,9 +247,79 @@ fn evaluation(arrays: Vec<(String, Tensor)>) -> Result<Vec<(String, Tensor)>, Da
     }
     let chosen: Vec<(String, Tensor)> = arrays
         .into_iter()
-        .filter_map(|(name, array)| Some((name.strip_prefix("evaluation/")?.to_owned(), array)))
+        .filter_map(|(name, array)| Some((name.strip_prefix(wanted)?.to_owned(), array)))
         .collect();
-    if chosen.is_empty() { misfit("there is no evaluation/ split".into()) } else { Ok(chosen) }
+    if chosen.is_empty() { misfit(format!("there is no {wanted} split")) } else { Ok(chosen) }
+}
+
+/// Arrays by name.
+type Arrays = Vec<(String, Tensor)>;
+
+/// Divides arrays without splits: at most half of the samples and [`MOST_DRAWN`], drawn by `seed`,
+/// calibrate; the rest judge.
+fn draw(
+    arrays: Arrays,
+    inputs: &[TensorSignature],
+    seed: u64,
+) -> Result<(Arrays, Arrays), DataError> {
+    // What is wrong with the arrays is said of them as they are in the file.
+    let all = Samples::fit(arrays.clone(), inputs, None)?;
+    let fixed = all.fixed.unwrap_or(1);
+    let share = (all.count / 2).min(MOST_DRAWN) / fixed * fixed;
+    if share == 0 {
+        return misfit(format!(
+            "{} samples cannot be divided between calibration and evaluation; add more, or name the splits calibration/ and evaluation/",
+            all.count
+        ));
+    }
+    let drawn = choose(all.count, share, seed);
+    let (calibration, evaluation): (Vec<usize>, Vec<usize>) =
+        (0..all.count).partition(|index| drawn.contains(index));
+    let apply = |chosen: &[usize]| -> Arrays {
+        arrays.iter().map(|(name, array)| (name.clone(), pick(array, chosen))).collect()
+    };
+    Ok((apply(&calibration), apply(&evaluation)))
+}
+
+/// `share` different numbers below `count`, by the seed (Floyd's algorithm over SplitMix64).
+fn choose(count: usize, share: usize, seed: u64) -> HashSet<usize> {
+    let mut state = seed;
+    let mut chosen = HashSet::new();
+    for last in count - share..count {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut bits = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        bits ^= bits >> 31;
+        let number = (bits % (last as u64 + 1)) as usize;
+        if !chosen.insert(number) {
+            chosen.insert(last);
+        }
+    }
+    chosen
+}
+
+/// The samples of `array` with the numbers `chosen`, in that order.
+fn pick(array: &Tensor, chosen: &[usize]) -> Tensor {
+    let Some((_, rest)) = array.shape().split_first() else { return array.clone() };
+    let mut shape = vec![chosen.len()];
+    shape.extend_from_slice(rest);
+    let per = rest.iter().product::<usize>();
+    let picked = match array.datatype().size() {
+        Some(size) => {
+            let row = |index: &usize| {
+                array.data().get(index * per * size..(index + 1) * per * size).unwrap_or_default()
+            };
+            let data: Vec<u8> = chosen.iter().flat_map(row).copied().collect();
+            Tensor::new(array.datatype(), shape, data.into())
+        }
+        None => {
+            let items = array.strings();
+            let row = |index: &usize| items.get(index * per..(index + 1) * per).unwrap_or_default();
+            let picked: Vec<bytes::Bytes> = chosen.iter().flat_map(row).cloned().collect();
+            Tensor::from_strings(shape, &picked)
+        }
+    };
+    picked.unwrap_or_else(|_| array.clone())
 }
 
 fn check(input: &TensorSignature, array: &Tensor) -> Result<(), DataError> {
@@ -230,4 +348,66 @@ fn check(input: &TensorSignature, array: &Tensor) -> Result<(), DataError> {
         array.shape(),
         want.join(", ")
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn signature(shape: &[i64]) -> Vec<TensorSignature> {
+        vec![TensorSignature { name: "x".into(), datatype: "FP32".into(), shape: shape.to_vec() }]
+    }
+
+    fn column(name: &str, count: usize) -> (String, Tensor) {
+        let values: Vec<f32> = (0..count).map(|value| value as f32).collect();
+        (name.to_owned(), Tensor::from_f32(vec![count, 1], &values).unwrap())
+    }
+
+    fn numbers(samples: &Samples) -> Vec<u64> {
+        let inputs = samples.inputs(0, samples.count());
+        inputs[0].1.to_f64().unwrap().into_iter().map(|value| value as u64).collect()
+    }
+
+    #[test]
+    fn the_seed_divides_samples_without_overlap() {
+        let of = |seed| {
+            let splits =
+                Splits::of(vec![column("x", 100)], &signature(&[-1, 1]), None, Some(seed)).unwrap();
+            (numbers(&splits.calibration.unwrap()), numbers(&splits.evaluation))
+        };
+        let (calibration, evaluation) = of(7);
+        assert_eq!((calibration.len(), evaluation.len()), (50, 50));
+        let all: HashSet<u64> = calibration.iter().chain(&evaluation).copied().collect();
+        assert_eq!(all.len(), 100);
+        assert_eq!(of(7), (calibration.clone(), evaluation));
+        assert_ne!(of(8).0, calibration);
+    }
+
+    #[test]
+    fn calibration_takes_at_most_512_and_whole_batches() {
+        let of = |count, shape: &[i64]| {
+            Splits::of(vec![column("x", count)], &signature(shape), Some(3), Some(0)).unwrap()
+        };
+        assert_eq!(of(5000, &[-1, 1]).calibration.unwrap().count(), 512);
+        assert_eq!(of(5000, &[-1, 1]).evaluation.count(), 3);
+        assert_eq!(of(21, &[3, 1]).calibration.unwrap().count(), 9);
+    }
+
+    #[test]
+    fn named_splits_stay_apart_and_none_may_be_missing() {
+        let both = vec![column("calibration/x", 3), column("evaluation/x", 5)];
+        let splits = Splits::of(both, &signature(&[-1, 1]), None, Some(0)).unwrap();
+        assert_eq!((splits.calibration.unwrap().count(), splits.evaluation.count()), (3, 5));
+        for (arrays, wanted) in [
+            (vec![column("evaluation/x", 5)], "calibration/"),
+            (vec![column("calibration/x", 5)], "evaluation/"),
+            (vec![column("calibration/x", 0), column("evaluation/x", 5)], "no samples"),
+            (vec![column("x", 1)], "cannot be divided"),
+            (vec![column("calibration/y", 3), column("evaluation/x", 5)], "calibration split"),
+        ] {
+            let error =
+                Splits::of(arrays, &signature(&[-1, 1]), None, Some(0)).unwrap_err().to_string();
+            assert!(error.contains(wanted), "{error}");
+        }
+    }
 }

@@ -74,18 +74,20 @@ pub fn quantize(
 }
 
 /// The larger magnitude; NaN wins, so that it is seen.
-fn greater(a: f32, b: f32) -> f32 {
+pub fn greater(a: f32, b: f32) -> f32 {
     let b = b.abs();
     if a.is_nan() || b.is_nan() { f32::NAN } else { a.max(b) }
 }
 
-fn scale(largest: f32, reduced: bool) -> f32 {
+/// The scale for numbers up to `largest` in magnitude; `reduced` keeps to 7 bits.
+pub fn scale(largest: f32, reduced: bool) -> f32 {
     let steps = if reduced { 128.0 } else { 254.0 };
     let scale = (f64::from(largest) + f64::from(largest)) / steps;
     if scale < f64::from(f32::MIN_POSITIVE) { 1.0 } else { scale as f32 }
 }
 
-fn round(weight: f32, scale: f32) -> i8 {
+/// The integer for `weight`.
+pub fn round(weight: f32, scale: f32) -> i8 {
     (weight / scale).round_ties_even().clamp(-128.0, 127.0) as i8
 }
 

@@ -4,11 +4,16 @@ use lithe::names::reason;
 use lithe::recipe::{Gates, Metric, Quantize, QuantizeMode, Recipe, Step};
 
 use crate::compress::change::{Change, recipe_invalid};
+use crate::compress::data::Samples;
 use crate::compress::{
-    Error, VERSION, gates, optimize, quantize_dynamic, quantize_float16, quantize_weight_only,
+    Error, VERSION, feed, gates, optimize, quantize_dynamic, quantize_float16, quantize_static,
+    quantize_weight_only,
 };
 use crate::onnx::{ModelProto, Refusal, graph, walk};
 use crate::runtime::{Options, Session};
+
+const NO_CALIBRATION: &str =
+    "quantize with mode Static measures ranges on data, and none were given";
 
 /// The spec field of the step at `index`.
 pub fn field(index: usize, step: &Step) -> String {
@@ -31,10 +36,19 @@ pub fn check(recipe: &Recipe, has_data: bool) -> Result<(), Error> {
     for (index, step) in recipe.steps.iter().enumerate() {
         check_step(index, step)?;
     }
+    if calibrates(recipe) && !has_data {
+        return refuse(reason::DATA_INVALID, NO_CALIBRATION, "spec.compression.data");
+    }
     match &recipe.gates {
         Some(gates) => check_gates(gates, recipe, has_data),
         None => Ok(()),
     }
+}
+
+/// Whether a step of `recipe` measures ranges on calibration data.
+pub fn calibrates(recipe: &Recipe) -> bool {
+    let quantizes = recipe.steps.iter().filter_map(|step| step.quantize.as_ref());
+    quantizes.into_iter().any(|quantize| quantize.mode == QuantizeMode::Static)
 }
 
 fn refuse(reason: &'static str, message: impl Into<String>, field: &str) -> Result<(), Error> {
@@ -65,6 +79,9 @@ fn check_step(index: usize, step: &Step) -> Result<(), Error> {
         QuantizeMode::Dynamic => {
             meaningless(index, quantize, &path, &["calibration", "bits", "blockSize"])
         }
+        QuantizeMode::Static => {
+            meaningless(index, quantize, &path, &["convolutions", "bits", "blockSize"])
+        }
         QuantizeMode::WeightOnly => {
             let unused = ["calibration", "granularity", "convolutions", "weights", "reduceRange"];
             meaningless(index, quantize, &path, &unused)?;
@@ -89,7 +106,6 @@ fn check_step(index: usize, step: &Step) -> Result<(), Error> {
             ];
             meaningless(index, quantize, &path, &unused)
         }
-        mode => unsupported(&format!("quantize with mode {mode:?}"), &format!("{path}.mode")),
     }
 }
 
@@ -137,16 +153,38 @@ fn check_gates(gates: &Gates, recipe: &Recipe, has_data: bool) -> Result<(), Err
     }
 }
 
+/// What steps may use besides the model.
+#[derive(Clone, Copy, Debug)]
+pub struct Means<'a> {
+    /// Samples to measure ranges on, where the recipe asks for it.
+    pub calibration: Option<&'a Samples>,
+    /// Threads of one inference.
+    pub threads: usize,
+}
+
 /// Runs one step that [`check`] let through.
-pub fn run(model: ModelProto, index: usize, step: &Step) -> Result<(ModelProto, Change), Error> {
+pub fn run(
+    model: ModelProto,
+    index: usize,
+    step: &Step,
+    means: Means<'_>,
+) -> Result<(ModelProto, Change), Error> {
     let result = if let Some(step) = &step.optimize {
         optimize::optimize(model, step, &evaluate)
     } else if let Some(step) = &step.quantize {
         match step.mode {
             QuantizeMode::Dynamic => quantize_dynamic::quantize_dynamic(model, step),
+            QuantizeMode::Static => {
+                let Some(samples) = means.calibration else {
+                    let refusal = Refusal::new(reason::DATA_INVALID, NO_CALIBRATION);
+                    return Err(Error::refused(refusal, "spec.compression.data"));
+                };
+                quantize_static::quantize_static(model, step, &evaluate, &|model, visit| {
+                    feed::feed(samples, means.threads, model, visit)
+                })
+            }
             QuantizeMode::WeightOnly => quantize_weight_only::quantize_weight_only(model, step),
             QuantizeMode::Float16 => quantize_float16::quantize_float16(model, step),
-            mode => Err(recipe_invalid(format!("step {index} cannot quantize with mode {mode:?}"))),
         }
     } else {
         Err(recipe_invalid(format!("step {index} cannot be run")))

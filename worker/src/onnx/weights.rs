@@ -94,6 +94,16 @@ pub fn from_i64(name: &str, dims: &[i64], values: &[i64]) -> TensorProto {
     raw(name, dims, DataType::Int64, values.iter().flat_map(|v| v.to_le_bytes()).collect())
 }
 
+/// A tensor of 32-bit integers.
+pub fn from_i32(name: &str, dims: &[i64], values: &[i32]) -> TensorProto {
+    raw(name, dims, DataType::Int32, values.iter().flat_map(|v| v.to_le_bytes()).collect())
+}
+
+/// A tensor of unsigned 8-bit integers.
+pub fn from_u8(name: &str, dims: &[i64], values: &[u8]) -> TensorProto {
+    raw(name, dims, DataType::Uint8, values.to_vec())
+}
+
 /// A tensor of 8-bit integers.
 pub fn from_i8(name: &str, dims: &[i64], values: &[i8]) -> TensorProto {
     raw(name, dims, DataType::Int8, values.iter().map(|v| v.cast_unsigned()).collect())

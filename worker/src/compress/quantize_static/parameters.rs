@@ -1,0 +1,182 @@
+//! Scales, zero points and integers of static quantization, bit for bit as
+//! `onnxruntime.quantization` computes them (`compute_scale_zp`, `quantize_nparray`,
+//! `quantize_bias_static_impl`, `_adjust_weight_scale_for_int32_bias`). Knows no graph.
+
+use crate::compress::calibrate::Range;
+use crate::compress::int8;
+
+/// Scale and zero point of an activation in unsigned 8 bits: value = scale * (integer - zero).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Activation {
+    /// The step between neighbouring integers.
+    pub scale: f32,
+    /// The integer that is 0.
+    pub zero: u8,
+}
+
+impl Activation {
+    /// The parameters that map `range`, with zero in it, onto 0 to 255.
+    pub fn of(range: Range) -> Self {
+        let Range { low, high } = range.with_zero();
+        let scale = (f64::from(high) - f64::from(low)) / 255.0;
+        if scale < f64::from(f32::MIN_POSITIVE) {
+            return Self { scale: 1.0, zero: 0 };
+        }
+        // The quotient uses the scale before it is rounded to 32 bits, as the reference does.
+        let zero = (0.0 - f64::from(low) / scale).round_ties_even();
+        Self { scale: scale as f32, zero: zero as u8 }
+    }
+
+    /// The integer for `value`, as onnxruntime's tool rounds constants.
+    pub fn quantize(self, value: f32) -> u8 {
+        let rounded = (value / self.scale).round_ties_even() + f32::from(self.zero);
+        rounded.clamp(0.0, 255.0) as u8
+    }
+
+    /// `value` after it went through 8 bits.
+    pub fn round_trip(self, value: f64) -> f64 {
+        let (scale, zero) = (f64::from(self.scale), f64::from(self.zero));
+        let integer = ((value / scale).round_ties_even() + zero).clamp(0.0, 255.0);
+        (integer - zero) * scale
+    }
+}
+
+/// Where the channels of a weight lie: row-major as [outer, channels, inner]. One channel stands for
+/// one scale for the whole tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// Channels, each with a scale.
+    pub channels: usize,
+    /// Numbers that lie together.
+    pub inner: usize,
+}
+
+impl Layout {
+    /// The layout of a tensor of shape `dims` with channels along `axis`; `None` for one scale.
+    pub fn of(dims: &[i64], axis: Option<usize>) -> Self {
+        let size = |dim: &i64| usize::try_from(*dim).unwrap_or(0);
+        match axis {
+            None => Self { channels: 1, inner: dims.iter().map(size).product() },
+            Some(axis) => Self {
+                channels: dims.get(axis).map_or(1, size),
+                inner: dims.iter().skip(axis + 1).map(size).product(),
+            },
+        }
+    }
+
+    fn blocks(self, values: &[f32]) -> impl Iterator<Item = (usize, &[f32])> {
+        let channels = self.channels.max(1);
+        values.chunks(self.inner.max(1)).enumerate().map(move |(at, block)| (at % channels, block))
+    }
+}
+
+/// One scale per channel of `values`, symmetric; `None` when a number is NaN or infinite.
+pub fn weight_scales(values: &[f32], layout: Layout, reduced: bool) -> Option<Vec<f32>> {
+    let mut largest = vec![0.0_f32; layout.channels.max(1)];
+    for (channel, block) in layout.blocks(values) {
+        if let Some(largest) = largest.get_mut(channel) {
+            *largest = block.iter().fold(*largest, |a, b| int8::greater(a, *b));
+        }
+    }
+    let finite = largest.iter().all(|value| value.is_finite());
+    finite.then(|| largest.iter().map(|largest| int8::scale(*largest, reduced)).collect())
+}
+
+/// The integers of `values` under `scales`, in the same order.
+pub fn quantize_weights(values: &[f32], layout: Layout, scales: &[f32]) -> Vec<i8> {
+    let mut integers = Vec::with_capacity(values.len());
+    for (channel, block) in layout.blocks(values) {
+        let scale = scales.get(channel).copied().unwrap_or(1.0);
+        integers.extend(block.iter().map(|value| int8::round(*value, scale)));
+    }
+    integers
+}
+
+/// Raises weight scales until the bias fits into 32 bits under `input` * weight scale.
+///
+/// With one scale for the tensor the reference computes in 64 bits, with one per channel partly in 32.
+pub fn fit_bias(scales: &mut [f32], per_channel: bool, input: f32, bias: &[f32]) {
+    const SAFETY: f64 = 1.0001;
+    let steps = f64::from(i32::MAX) - f64::from(i32::MIN + 1);
+    if !per_channel {
+        let largest = bias.iter().fold(0.0_f64, |a, b| a.max(f64::from(*b).abs()));
+        let needed = SAFETY * (2.0 * largest) / steps;
+        scales.iter_mut().for_each(|scale| raise(scale, input, needed));
+        return;
+    }
+    for (scale, bias) in scales.iter_mut().zip(bias) {
+        let needed = SAFETY as f32 * (2.0 * bias.abs());
+        raise(scale, input, f64::from(needed) / steps);
+    }
+}
+
+/// Makes `scale` so large that `input` * `scale` is at least `needed`.
+fn raise(scale: &mut f32, input: f32, needed: f64) {
+    let product = f64::from(input) * f64::from(*scale);
+    if product < needed && product > 0.0 {
+        *scale = (f64::from(*scale) * (needed / product)) as f32;
+    }
+}
+
+/// A bias as 32-bit integers with the scale of the products it is added to.
+pub fn quantize_bias(bias: &[f32], input: f32, weights: &[f32]) -> (Vec<i32>, Vec<f32>) {
+    let scales: Vec<f32> = weights.iter().map(|weight| input * weight).collect();
+    let scale_of = |at: usize| match scales.as_slice() {
+        [scale] => *scale,
+        scales => scales.get(at).copied().unwrap_or(1.0),
+    };
+    let integer = |(at, value): (usize, &f32)| {
+        let rounded = (f64::from(*value) / f64::from(scale_of(at))).round_ties_even();
+        rounded.clamp(f64::from(i32::MIN), f64::from(i32::MAX)) as i32
+    };
+    (bias.iter().enumerate().map(integer).collect(), scales)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zero_is_always_exact() {
+        let of = |low, high| Activation::of(Range { low, high });
+        assert_eq!(of(-1.0, 1.0), Activation { scale: 2.0 / 255.0, zero: 128 });
+        assert_eq!(of(1.0, 2.55), Activation { scale: 0.01, zero: 0 });
+        assert_eq!(of(-2.55, -1.0).zero, 255);
+        assert_eq!(of(0.0, 1e-40), Activation { scale: 1.0, zero: 0 });
+        let empty = of(f32::INFINITY, f32::NEG_INFINITY);
+        assert_eq!(empty, Activation { scale: 1.0, zero: 0 });
+    }
+
+    #[test]
+    fn values_outside_are_clipped() {
+        let activation = Activation::of(Range { low: -1.0, high: 1.55 });
+        assert_eq!([-9.0, 0.0, 9.0].map(|value| activation.quantize(value)), [0, 100, 255]);
+        assert_eq!(activation.round_trip(0.0), 0.0);
+    }
+
+    #[test]
+    fn channels_lie_along_their_axis() {
+        // [2, 2, 2] along axis 1.
+        let values = [1.0, 2.0, 30.0, 40.0, -4.0, 3.0, 20.0, -10.0];
+        let layout = Layout::of(&[2, 2, 2], Some(1));
+        let scales = weight_scales(&values, layout, false).unwrap();
+        assert_eq!(scales, [4.0 / 127.0, 40.0 / 127.0]);
+        let integers = quantize_weights(&values, layout, &scales);
+        assert_eq!(integers, [32, 64, 95, 127, -127, 95, 64, -32]);
+        assert_eq!(weight_scales(&[f32::NAN], Layout::of(&[1], None), false), None);
+    }
+
+    #[test]
+    fn a_bias_that_would_not_fit_raises_the_scale_of_its_channel_only() {
+        let mut scales = [1e-9_f32, 0.5];
+        let bias = [3.0_f32, 3.0];
+        fit_bias(&mut scales, true, 0.01, &bias);
+        assert_eq!(scales[1], 0.5);
+        let (integers, _) = quantize_bias(&bias, 0.01, &scales);
+        assert!(integers[0] > 2_147_000_000 && integers[0] < i32::MAX, "{integers:?}");
+        let mut one = [1e-9_f32];
+        fit_bias(&mut one, false, 0.01, &[1.0, -3.0]);
+        let (integers, _) = quantize_bias(&[1.0, -3.0], 0.01, &one);
+        assert!(integers[1] < -2_147_000_000 && integers[1] > i32::MIN, "{integers:?}");
+    }
+}
