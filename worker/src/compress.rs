@@ -23,7 +23,9 @@ pub mod npz;
 pub mod opset;
 pub mod optimize;
 pub mod output;
+pub mod prune;
 pub mod quantize_dynamic;
+pub mod shapes;
 pub mod steps;
 pub mod trial;
 

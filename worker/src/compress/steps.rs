@@ -4,7 +4,7 @@ use lithe::names::reason;
 use lithe::recipe::{Gates, Metric, QuantizeMode, Recipe, Step};
 
 use crate::compress::change::{Change, recipe_invalid};
-use crate::compress::{Error, VERSION, gates, optimize, quantize_dynamic};
+use crate::compress::{Error, VERSION, gates, optimize, prune, quantize_dynamic, shapes};
 use crate::onnx::{ModelProto, Refusal, graph, walk};
 use crate::runtime::{Options, Session};
 
@@ -52,8 +52,9 @@ fn check_step(index: usize, step: &Step) -> Result<(), Error> {
     let unsupported = |what: &str, path: &str| {
         refuse(reason::UNSUPPORTED, format!("step {index}: this version cannot {what}"), path)
     };
-    if prune.is_some() {
-        return unsupported("prune", &path);
+    if let Some((name, message)) = prune.as_ref().and_then(prune::check) {
+        let message = format!("step {index}: {message}");
+        return refuse(reason::RECIPE_INVALID, message, &format!("{path}.{name}"));
     }
     if finetune.is_some() {
         return unsupported("fine-tune", &path);
@@ -104,6 +105,8 @@ fn check_gates(gates: &Gates, recipe: &Recipe, has_data: bool) -> Result<(), Err
 pub fn run(model: ModelProto, index: usize, step: &Step) -> Result<(ModelProto, Change), Error> {
     let result = if let Some(step) = &step.optimize {
         optimize::optimize(model, step, &evaluate)
+    } else if let Some(step) = &step.prune {
+        prune::prune(model, step, &shapes::shapes)
     } else if let Some(step) = &step.quantize {
         quantize_dynamic::quantize_dynamic(model, step)
     } else {

@@ -1,0 +1,97 @@
+//! The step `prune`: zeroes single weights, or removes whole channels or attention heads with all
+//! that depends on them. Must not run the model: the shapes of its values are handed in.
+
+pub mod atoms;
+pub mod channels;
+pub mod cut;
+pub mod elementwise;
+pub mod layers;
+pub mod magnitude;
+pub mod numbers;
+pub mod reshape;
+pub mod select;
+pub mod trace;
+pub mod two_four;
+pub mod weight;
+
+use std::collections::{HashMap, HashSet};
+
+use lithe::recipe::{Prune, Structure};
+
+use crate::compress::change::{Change, recipe_invalid};
+use crate::compress::normalise;
+use crate::onnx::refusal::quoted;
+use crate::onnx::{ModelProto, Refusal, walk};
+
+/// The shapes of all values in a main graph, learnt by running the model once; see `steps::shapes`.
+pub type Shapes<'a> = &'a dyn Fn(&ModelProto) -> Result<HashMap<String, Vec<i64>>, String>;
+
+/// What is wrong with `step` whatever the model: the field's name and the reason.
+pub fn check(step: &Prune) -> Option<(&'static str, String)> {
+    let sparsity = step.sparsity;
+    // NaN is in no range.
+    if !(sparsity > 0.0 && sparsity < 1.0) {
+        let message = format!("sparsity is {sparsity}; write a share above 0 and below 1");
+        return Some(("sparsity", message));
+    }
+    if step.structure == Structure::TwoFour && sparsity != 0.5 {
+        let message = format!(
+            "sparsity is {sparsity}, and structure TwoFour always removes two of four; write 0.5"
+        );
+        return Some(("sparsity", message));
+    }
+    None
+}
+
+/// Prunes `model`.
+///
+/// # Errors
+/// `RecipeInvalid` when nothing can be removed or `exclude` names nothing; `NotFinite` for a weight
+/// that is NaN.
+pub fn prune(
+    mut model: ModelProto,
+    step: &Prune,
+    shapes: Shapes<'_>,
+) -> Result<(ModelProto, Change), Refusal> {
+    normalise::normalise(&mut model, &mut Change::default());
+    check_excluded(&model, &step.exclude)?;
+    let mut change = Change::default();
+    match step.structure {
+        Structure::Unstructured => magnitude::prune(&mut model, step, &mut change)?,
+        Structure::TwoFour => two_four::prune(&mut model, step, &mut change)?,
+        Structure::Channels | Structure::Heads => {
+            channels::prune(&mut model, step, shapes, &mut change)?;
+        }
+    }
+    Ok((model, change))
+}
+
+/// The refusal of a step that found nothing to do, with why.
+pub fn nothing(step: &Prune, change: &Change) -> Refusal {
+    let all: u64 = change.skipped.iter().map(|skipped| skipped.count).sum();
+    let why = if all == 0 {
+        "it has no Conv, ConvTranspose, Gemm or MatMul with constant weights".to_owned()
+    } else {
+        change.skipped_line()
+    };
+    let name = format!("{:?}", step.structure).to_lowercase();
+    recipe_invalid(format!("prune.{name} matched 0 of {all} nodes: {why}"))
+}
+
+/// Refuses names in `exclude` that nothing has: a misspelt name must not prune the node.
+fn check_excluded(model: &ModelProto, exclude: &[String]) -> Result<(), Refusal> {
+    let mut names = HashSet::new();
+    if let Some(graph) = &model.graph {
+        walk::nodes(graph, &mut |node| {
+            names.insert(node.name.as_str());
+        });
+        names.extend(graph.initializer.iter().map(|tensor| tensor.name.as_str()));
+    }
+    match exclude.iter().find(|name| !names.contains(name.as_str())) {
+        Some(name) => Err(recipe_invalid(format!(
+            "exclude names {}, and no node or initializer is called so (of equal initializers one name is kept)",
+            quoted(name)
+        ))),
+        None => Ok(()),
+    }
+}
