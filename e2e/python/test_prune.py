@@ -4,7 +4,6 @@ LITHE_WORKER and LITHE_MODELS as in test_reference.py. PyTorch is Debian's pytho
 process of its own; without it these tests fail.
 """
 
-import functools
 import json
 import subprocess
 from collections.abc import Callable
@@ -16,7 +15,7 @@ import pytest
 from conftest import session
 from onnx import TensorProto, helper, numpy_helper
 from test_reference import REFUSED, example, run, same, speedup
-from zoo import LIGHT, floats, light
+from zoo import LIGHT, ZOO, floats, light
 
 Figure = Callable[[str], None]
 DEBIAN_PYTHON = "/usr/bin/python3"
@@ -288,10 +287,13 @@ def masked(original: Path, pruned: Path, target: Path) -> Path:
         before, now = numpy_helper.to_array(one), after.get(one.name)
         if now is None or now.shape == before.shape or before.dtype != np.float32:
             continue
+        cut += 1
+        if before.ndim == 1 and len(np.unique(before)) < before.size:
+            # Equal numbers do not tell which went; the weights that read them are zero all the same.
+            continue
         mask = np.zeros(before.shape, bool)
         mask[np.ix_(*kept_indices(before, now))] = True
         one.CopyFrom(numpy_helper.from_array(np.where(mask, before, 0).astype(np.float32), one.name))
-        cut += 1
     assert cut, "no tensor was cut"
     onnx.save(model, target)
     return target
@@ -331,3 +333,238 @@ def test_pruned_channels_leave_what_the_masked_original_computes(
     figure(f"{make.__name__} {scope}: {report['summary']}")
     assert report["matched"] > 0
     assert parameters(pruned) < 0.85 * parameters(model)
+
+
+@pytest.mark.parametrize("name", ["densenet121", "inception_v1", "inception_v2", "resnet50", "shufflenet", "squeezenet"])
+def test_light_topologies_lose_channels_and_compute_what_is_left(name: str, tmp_path: Path, figure: Figure):
+    model = light(name)(tmp_path)
+    pruned, report = prune_model(model, tmp_path / "out", structure="Channels", sparsity=0.3, scope="Local")
+    inputs = floats(LIGHT[name], 1, 3, 224, 224)(np.random.default_rng(11))
+    check_against_mask(model, pruned, tmp_path, inputs)
+    figure(f"{name}: {report['summary']}, {speedup(model, pruned, inputs, pairs=3):.2f}x")
+    assert parameters(pruned) < 0.9 * parameters(model)
+
+
+@pytest.mark.parametrize("name", ["ocr_cls", "ocr_det", "ocr_rec", "magika"])
+def test_real_topologies_lose_channels_and_compute_what_is_left(name: str, tmp_path: Path, figure: Figure):
+    if name == "magika":
+        source, inputs = example(name).model, {key: rows[:4] for key, rows in example(name).samples().items()}
+    else:
+        member = next(member for member in ZOO if member.name == name)
+        source, inputs = member.make(tmp_path), member.inputs(np.random.default_rng(11))
+    model = told_apart(source, tmp_path / "original.onnx")
+    pruned, report = prune_model(model, tmp_path / "out", structure="Channels", sparsity=0.3, scope="Local")
+    skipped = "; ".join(f"{one['count']} {one['op']}: {one['reason']}" for one in report["skipped"])
+    figure(f"{name}: {report['summary']}, {speedup(model, pruned, inputs, pairs=5):.2f}x; left: {skipped}")
+    check_against_mask(model, pruned, tmp_path, inputs)
+
+
+def told_apart(source: Path, target: Path) -> Path:
+    """The model with weights in initializers, each number moved a little, so that no two are equal."""
+    model, random = onnx.load(source), np.random.default_rng(9)
+    for node in [node for node in model.graph.node if node.op_type == "Constant"]:
+        array = numpy_helper.to_array(node.attribute[0].t)
+        model.graph.initializer.append(numpy_helper.from_array(array, node.output[0]))
+        model.graph.node.remove(node)
+    for one in model.graph.initializer:
+        array = numpy_helper.to_array(one)
+        if array.dtype == np.float32 and array.size > 1:
+            moved = array * random.uniform(0.95, 1.05, array.shape) + random.uniform(1e-6, 1e-5, array.shape)
+            one.CopyFrom(numpy_helper.from_array(moved.astype(np.float32), one.name))
+    onnx.save(model, target)
+    return target
+
+
+@pytest.mark.parametrize("structure", ["Channels", "Heads"])
+def test_minilm_loses_channels_and_computes_what_is_left(structure: str, tmp_path: Path, figure: Figure):
+    source = example("minilm")
+    pruned, report = prune_model(source.model, tmp_path / "out", structure=structure, sparsity=0.5, scope="Local")
+    inputs = {name: rows[:8] for name, rows in source.samples().items()}
+    check_against_mask(source.model, pruned, tmp_path, inputs)
+    figure(f"MiniLM {structure}: {report['summary']}, {speedup(source.model, pruned, inputs, pairs=20):.2f}x")
+    assert parameters(pruned) < 0.95 * parameters(source.model)
+
+
+@pytest.mark.parametrize("make", [transformer, transformer_dynamic], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("sparsity", [0.25, 0.5])
+def test_whole_heads_leave_what_the_masked_original_computes(
+    make: Callable[[Net], tuple[list[object], str]], sparsity: float, tmp_path: Path
+):
+    net = Net()
+    x, y = make(net)
+    model = net.save(tmp_path / "net.onnx", x, y)
+    pruned, report = prune_model(model, tmp_path / "out", structure="Heads", sparsity=sparsity)
+    check_against_mask(model, pruned, tmp_path, inputs_of(model))
+    assert f"{int(8 * sparsity)} of 8 attention heads of 3 MatMul removed" in report["summary"]
+    # Query, key and value lose the same 8 columns per head, the output layer the same rows.
+    before, after = arrays(model), arrays(pruned)
+    cut = [kept_indices(before[name], one) for name, one in after.items() if one.shape != before.get(name, one).shape and one.ndim == 2]
+    columns = [axis for kept in cut for axis in kept if len(axis) < 64]
+    assert len(columns) == 4
+    assert all((one == columns[0]).all() for one in columns)
+    assert len({int(one) // 8 for one in columns[0]}) == 8 - int(8 * sparsity)
+
+
+def test_half_the_channels_of_a_plain_network_are_about_four_times_faster(tmp_path: Path, figure: Figure):
+    net = Net()
+    x = net.block("x", 3, 64)
+    for _ in range(4):
+        x = net.block(x, 64, 64)
+    model = net.save(tmp_path / "net.onnx", ["N", 3, 56, 56], net.head(x, 64))
+    pruned, report = prune_model(model, tmp_path / "out", structure="Channels", sparsity=0.5)
+    ratio = speedup(model, pruned, inputs_of(model, rows=1), pairs=20)
+    share = parameters(model) / parameters(pruned)
+    figure(f"plain CNN, half the channels: {report['summary']}, {share:.2f}x fewer parameters, {ratio:.2f}x faster")
+    assert share > 3.7
+
+
+@pytest.mark.parametrize("scope", ["Global", "Local"])
+def test_the_channels_that_go_have_the_least_squares(scope: str, tmp_path: Path):
+    """Torch-Pruning's default importance, computed anew: p = 2, means over layers and of the group."""
+    net = Net()
+    weights = [net.random.normal(0, 1, shape).astype(np.float32) for shape in [(64, 3, 3, 3), (64, 64, 3, 3), (10, 64, 1, 1)]]
+    # Some channels matter much more, so that groups differ in what they lose.
+    weights[0][:20] *= 3
+    weights[1][:50] *= 5
+    x = "x"
+    for weight in weights:
+        x = net.node("Relu", net.node("Conv", x, net.constant(weight)))
+    model = net.save(tmp_path / "net.onnx", ["N", 3, 12, 12], x)
+    pruned, _ = prune_model(model, tmp_path / "out", structure="Channels", sparsity=0.5, scope=scope)
+    square = [weight.astype(np.float64) ** 2 for weight in weights]
+    groups = [(square[at].sum((1, 2, 3)) + square[at + 1].sum((0, 2, 3))) / 2 for at in range(2)]
+    groups = [group / group.mean() for group in groups]
+    bound = np.sort(np.concatenate(groups))[63]
+    before, after = arrays(model), arrays(pruned)
+    for at, group in enumerate(groups):
+        gone = int((group <= bound).sum()) if scope == "Global" else 32
+        left = (64 - gone + 4) // 8 * 8
+        wanted = np.sort(np.argsort(group, kind="stable")[64 - left :])
+        np.testing.assert_array_equal(kept_indices(before[f"c{at}"], after[f"c{at}"])[0], wanted)
+
+
+def torch_masks(weights: dict[str, np.ndarray], scope: str, amount: float, folder: Path) -> dict[str, np.ndarray]:
+    """PyTorch's masks for these weights; fails where PyTorch is missing."""
+    np.savez(folder / "weights.npz", **weights)
+    script = Path(__file__).with_name("prune_masks.py")
+    command = [DEBIAN_PYTHON, script, folder / "weights.npz", folder / "masks.npz", scope, str(amount)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, f"PyTorch in {DEBIAN_PYTHON} (apt-get install python3-torch): {done.stderr[-500:]}"
+    with np.load(folder / "masks.npz") as archive:
+        return dict(archive)
+
+
+@pytest.mark.parametrize(
+    ("name", "amount", "scope"),
+    [
+        ("separable", 0.5, "Global"),
+        ("separable", 0.9, "Local"),
+        ("decoder", 0.1, "Global"),
+        ("transformer", 0.55, "Local"),
+        ("mlp", 0.9, "Global"),
+        ("minilm", 0.5, "Global"),
+        ("minilm", 0.3, "Local"),
+    ],
+)
+def test_unstructured_masks_are_pytorchs(name: str, amount: float, scope: str, tmp_path: Path):
+    if name == "minilm":
+        model = example("minilm").model
+    else:
+        net = Net()
+        x, y = globals()[name](net)
+        model = net.save(tmp_path / "net.onnx", x, y)
+    pruned, report = prune_model(model, tmp_path / "out", structure="Unstructured", sparsity=amount, scope=scope)
+    graph, before, after = onnx.load(model).graph, arrays(model), arrays(pruned)
+    used = [one for node in graph.node if node.op_type in LAYERS for one in node.input[:2] if one in before]
+    weights = {name: before[name] for name in dict.fromkeys(used)}
+    assert len(weights) > 2
+    masks = torch_masks(weights, scope, amount, tmp_path)
+    for name, weight in weights.items():
+        wanted = np.where(masks[name] == 0, np.float32(0), weight)
+        unlike = wanted != after[name]
+        if unlike.any():
+            # PyTorch picks among equal magnitudes in no stated order; only there may masks differ.
+            tied = np.abs(weight[unlike])
+            assert len(np.unique(tied)) == 1, f"{name}: {unlike.sum()} masks differ"
+            everything = np.concatenate([one.ravel() for one in weights.values()]) if scope == "Global" else weight
+            assert (np.abs(everything) == tied[0]).sum() > 1
+    for name in before.keys() - weights.keys() & after.keys():
+        np.testing.assert_array_equal(after[name], before[name], err_msg=f"{name} is no weight of a layer")
+    assert "not time" in report["summary"]
+
+
+def test_unstructured_weights_stay_where_the_recipe_says(tmp_path: Path):
+    net = Net()
+    x, y = mlp(net)
+    model = net.save(tmp_path / "net.onnx", x, y)
+    first = next(node for node in net.nodes if node.op_type == "MatMul")
+    pruned, report = prune_model(
+        model, tmp_path / "out", structure="Unstructured", sparsity=0.5, exclude=[first.name]
+    )
+    before, after = arrays(model), arrays(pruned)
+    np.testing.assert_array_equal(after[first.input[1]], before[first.input[1]])
+    assert report["skipped"] == [
+        {"op": "MatMul", "count": 1, "reason": "excluded by the recipe", "nodes": [first.name]}
+    ]
+
+
+@pytest.mark.parametrize("name", ["separable", "decoder", "mlp", "transformer", "residual"])
+def test_two_of_four_weights_along_the_input_axis_stay(name: str, tmp_path: Path):
+    net = Net()
+    x, y = globals()[name](net)
+    model = net.save(tmp_path / "net.onnx", x, y)
+    pruned, report = prune_model(model, tmp_path / "out", structure="TwoFour", sparsity=0.5)
+    before, after = arrays(model), arrays(pruned)
+    matched = 0
+    for node in net.nodes:
+        if node.op_type not in LAYERS or node.input[1] not in before:
+            continue
+        weight, now = before[node.input[1]], after[node.input[1]]
+        transposed = any(one.name == "transB" and one.i for one in node.attribute)
+        axis = {"Conv": 1, "ConvTranspose": 0, "Gemm": int(transposed), "MatMul": weight.ndim - 2}[node.op_type]
+        if weight.shape[axis] % 4:
+            np.testing.assert_array_equal(now, weight)
+            continue
+        matched += 1
+        blocks = np.moveaxis(weight, axis, -1).reshape(-1, 4)
+        kept = np.moveaxis(now, axis, -1).reshape(-1, 4)
+        assert ((kept != 0).sum(axis=1) == 2).all()
+        assert ((kept == 0) | (kept == blocks)).all()
+        np.testing.assert_array_equal(np.sort(np.abs(blocks))[:, 2:], np.sort(np.abs(kept))[:, 2:])
+    assert report["matched"] == matched > 0
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        ({"structure": "TwoFour", "sparsity": 0.6}, "0.5"),
+        ({"structure": "Channels", "sparsity": 0}, "above 0"),
+        ({"structure": "Channels", "sparsity": 1.5}, "below 1"),
+        ({"structure": "Channels", "sparsity": 0.5, "exclude": ["nobody"]}, "nobody"),
+        ({"structure": "Heads", "sparsity": 0.5}, "prune.heads matched 0 of 2 nodes"),
+    ],
+)
+def test_what_cannot_be_pruned_is_refused_with_words(step: dict, words: str, tmp_path: Path):
+    net = Net()
+    x = net.node("Softmax", net.linear(net.linear("x", 20, 64), 64, 64))
+    model = net.save(tmp_path / "net.onnx", ["N", 20], x)
+    done = run(model, {"steps": [{"prune": step}]}, tmp_path / "out")
+    assert done.returncode == REFUSED, done.stderr[-2000:]
+    assert words in done.stderr
+
+
+def test_channels_that_must_stay_are_named_with_the_reason(tmp_path: Path):
+    net = Net()
+    hidden = net.node("Softmax", net.linear("x", 20, 64), axis=-1)
+    model = net.save(tmp_path / "net.onnx", ["N", 20], net.linear(net.node("Relu", net.linear(hidden, 64, 32)), 32, 8))
+    _, report = prune_model(model, tmp_path / "out", structure="Channels", sparsity=0.5)
+    reasons = {one["reason"] for one in report["skipped"]}
+    assert reasons == {"its channels reach Softmax, which looks across them", "its channels are an output of the model"}
+
+
+def test_the_same_pruning_twice_writes_the_same_bytes(tmp_path: Path):
+    net = Net()
+    x, y = separable(net)
+    model = net.save(tmp_path / "net.onnx", x, y)
+    files = [prune_model(model, tmp_path / out, structure="Channels", sparsity=0.4)[0] for out in ("one", "two")]
+    assert files[0].read_bytes() == files[1].read_bytes()

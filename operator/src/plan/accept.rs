@@ -3,7 +3,7 @@
 //! A field that is not honoured is never ignored: KServe's silence about such fields is the
 //! complaint this file answers.
 
-use lithe::recipe::QuantizeMode;
+use lithe::recipe::{QuantizeMode, Structure};
 use lithe::spec::{
     Compression, Engine, ModelDeploymentSpec, ModelFormat, Protocol, RolloutStrategy, ScalingMode,
     TrafficMode,
@@ -56,8 +56,12 @@ fn steps(compression: &Compression, refuse: &mut impl FnMut(&str, String)) {
     }
     for (index, step) in compression.steps.iter().enumerate() {
         let path = |field: &str| format!("spec.compression.steps[{index}].{field}");
-        if step.prune.is_some() {
-            refuse(&path("prune"), "pruning is not there yet; remove the step".into());
+        if let Some(prune) = &step.prune
+            && prune.structure == Structure::TwoFour
+            && prune.sparsity != 0.5
+        {
+            let seen = format!("{} with structure TwoFour; write 0.5", prune.sparsity);
+            refuse(&path("prune.sparsity"), seen);
         }
         if step.finetune.is_some() {
             refuse(&path("finetune"), "fine-tuning is not there yet; remove the step".into());
@@ -140,7 +144,7 @@ mod tests {
 model: {uri: pvc://models/a.onnx}
 compression:
   data: {uri: pvc://models/a.npz}
-  steps: [{optimize: {}}, {quantize: {mode: Dynamic}}]
+  steps: [{optimize: {}}, {prune: {sparsity: 0.5}}, {quantize: {mode: Dynamic}}]
   gates: {metric: Agreement, minimum: 0.99}
 scaling: {minReplicas: 2}
 traffic: {mode: Direct}
@@ -155,7 +159,7 @@ model: {uri: 'hf://a/b', format: SavedModel}
 compression:
   data: {uri: 'gs://a/b'}
   steps:
-  - prune: {sparsity: 0.5}
+  - prune: {structure: TwoFour, sparsity: 0.6}
   - finetune: {epochs: 1, batchSize: 1, learningRate: {initial: 0.1}}
   - quantize: {mode: Static, calibration: Entropy, bits: 4, blockSize: 32}
   objective: {minimise: Size}
@@ -171,7 +175,7 @@ rollout: {strategy: Canary, analysis: {}}
                 "spec.model.format",
                 "spec.compression.data.uri",
                 "spec.compression.objective",
-                "spec.compression.steps[0].prune",
+                "spec.compression.steps[0].prune.sparsity",
                 "spec.compression.steps[1].finetune",
                 "spec.compression.steps[2].quantize.mode",
                 "spec.compression.steps[2].quantize.calibration",

@@ -18,8 +18,9 @@ use std::collections::{HashMap, HashSet};
 
 use lithe::recipe::{Prune, Structure};
 
-use crate::compress::change::{Change, recipe_invalid};
-use crate::compress::normalise;
+use crate::compress::change::{Change, Runner, recipe_invalid};
+use crate::compress::{fold, normalise};
+use crate::onnx::graph::{self, Constants};
 use crate::onnx::refusal::quoted;
 use crate::onnx::{ModelProto, Refusal, walk};
 
@@ -52,9 +53,11 @@ pub fn prune(
     mut model: ModelProto,
     step: &Prune,
     shapes: Shapes<'_>,
+    run: Runner<'_>,
 ) -> Result<(ModelProto, Change), Refusal> {
     normalise::normalise(&mut model, &mut Change::default());
     check_excluded(&model, &step.exclude)?;
+    compute_weights(&mut model, step, run);
     let mut change = Change::default();
     match step.structure {
         Structure::Unstructured => magnitude::prune(&mut model, step, &mut change)?,
@@ -64,6 +67,19 @@ pub fn prune(
         }
     }
     Ok((model, change))
+}
+
+/// Computes what is constant, such as the Unsqueeze of a bias or the Transpose of a weight, so that
+/// weights are seen as such. Left out where the recipe names a constant, which must keep its name.
+fn compute_weights(model: &mut ModelProto, step: &Prune, run: Runner<'_>) {
+    let Some(mut graph) = model.graph.take() else { return };
+    if !graph.initializer.iter().any(|tensor| step.exclude.contains(&tensor.name)) {
+        let seen = graph.initializer.iter().map(|tensor| (tensor.name.clone(), tensor.clone()));
+        let seen: Constants = seen.collect();
+        fold::fold(&mut graph, &seen, model, run);
+        graph::sweep(&mut graph);
+    }
+    model.graph = Some(graph);
 }
 
 /// The refusal of a step that found nothing to do, with why.

@@ -9,10 +9,11 @@ use crate::onnx::{ModelProto, ValueInfoProto, graph};
 use crate::runtime::{Options, Session};
 use crate::tensor::{Datatype, Tensor, elements};
 
-/// The number of samples. More than 1, so that the batch is never taken for an axis that broadcasts.
-const SAMPLES: usize = 2;
-/// Lengths of other free axes, in the order in which they are tried.
-const LENGTHS: [usize; 4] = [16, 64, 224, 2];
+/// (samples, length of other free axes), in the order in which they are tried. Primes first: a free
+/// axis must not be taken for a fixed one that happens to be as long. One sample comes last: the
+/// batch must not be taken for an axis that broadcasts.
+const TRIED: [(usize, usize); 7] =
+    [(5, 17), (5, 37), (3, 64), (3, 224), (1, 17), (1, 64), (1, 224)];
 /// Numbers in one input.
 const LARGEST: usize = 1 << 26;
 
@@ -36,9 +37,9 @@ pub fn shapes(model: &ModelProto) -> Result<HashMap<String, Vec<i64>>, String> {
     let options = Options { threads: 1, optimise: false, spin: false };
     let session = Session::load(&graph::serialise(&open), options).map_err(|e| e.to_string())?;
     let mut failed = String::new();
-    for length in LENGTHS {
+    for free in TRIED {
         let zeros: Vec<(String, Tensor)> =
-            session.inputs().iter().filter_map(|input| zeros(input, length)).collect();
+            session.inputs().iter().filter_map(|input| zeros(input, free)).collect();
         let inputs: Vec<(&str, &Tensor)> =
             zeros.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
         match session.run(&inputs, &[]) {
@@ -58,8 +59,8 @@ pub fn shapes(model: &ModelProto) -> Result<HashMap<String, Vec<i64>>, String> {
 }
 
 /// Zeros that fit `input`.
-fn zeros(input: &TensorSignature, length: usize) -> Option<(String, Tensor)> {
-    let free = |at: usize| if at == 0 { SAMPLES } else { length };
+fn zeros(input: &TensorSignature, (samples, length): (usize, usize)) -> Option<(String, Tensor)> {
+    let free = |at: usize| if at == 0 { samples } else { length };
     let dims = input.shape.iter().enumerate();
     let shape: Vec<usize> =
         dims.map(|(at, dim)| usize::try_from(*dim).unwrap_or_else(|_| free(at))).collect();

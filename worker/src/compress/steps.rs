@@ -106,7 +106,7 @@ pub fn run(model: ModelProto, index: usize, step: &Step) -> Result<(ModelProto, 
     let result = if let Some(step) = &step.optimize {
         optimize::optimize(model, step, &evaluate)
     } else if let Some(step) = &step.prune {
-        prune::prune(model, step, &shapes::shapes)
+        prune::prune(model, step, &shapes::shapes, &evaluate)
     } else if let Some(step) = &step.quantize {
         quantize_dynamic::quantize_dynamic(model, step)
     } else {

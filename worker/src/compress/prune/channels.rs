@@ -125,3 +125,79 @@ fn unshare(graph: &mut GraphProto, exclude: &[String]) {
     }
     graph.initializer.extend(made);
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::onnx::{OperatorSetIdProto, TensorProto, ValueInfoProto};
+
+    /// Conv(3 -> 16) -> Relu -> Conv(16 -> 8), whose output is the model's. The n-th of the 16
+    /// channels has weights of n.
+    fn model() -> ModelProto {
+        let each = |per: usize, count: u8| -> Vec<f32> {
+            (0..count).flat_map(|n| std::iter::repeat_n(f32::from(n), per)).collect()
+        };
+        let bias: Vec<f32> = each(1, 16);
+        let tensors: [TensorProto; 3] = [
+            weights::from_f32("w1", &[16, 3, 1, 1], &each(3, 16)),
+            weights::from_f32("b1", &[16], &bias),
+            weights::from_f32("w2", &[8, 16, 1, 1], &[1.0; 128]),
+        ];
+        let graph = GraphProto {
+            node: vec![
+                graph::node("Conv", "first", &["x", "w1", "b1"], &["a"]),
+                graph::node("Relu", "relu", &["a"], &["b"]),
+                graph::node("Conv", "second", &["b", "w2"], &["y"]),
+            ],
+            initializer: tensors.to_vec(),
+            output: vec![ValueInfoProto { name: "y".into(), ..ValueInfoProto::default() }],
+            ..GraphProto::default()
+        };
+        ModelProto {
+            graph: Some(graph),
+            opset_import: vec![OperatorSetIdProto { version: 17, ..Default::default() }],
+            ..ModelProto::default()
+        }
+    }
+
+    fn pruned(step: &Prune) -> Result<(ModelProto, Change), Refusal> {
+        let (mut model, mut change) = (model(), Change::default());
+        let shapes = |_: &ModelProto| {
+            let shape = |name: &str, width: i64| (name.to_owned(), vec![5, width, 4, 4]);
+            Ok([shape("x", 3), shape("a", 16), shape("b", 16), shape("y", 8)].into())
+        };
+        prune(&mut model, step, &shapes, &mut change)?;
+        Ok((model, change))
+    }
+
+    fn step(exclude: &[&str]) -> Prune {
+        Prune {
+            structure: Structure::Channels,
+            sparsity: 0.5,
+            scope: lithe::recipe::PruneScope::Global,
+            exclude: exclude.iter().map(|name| (*name).to_owned()).collect(),
+        }
+    }
+
+    #[test]
+    fn the_smaller_half_goes_with_bias_and_readers_and_the_output_stays() {
+        let (model, change) = pruned(&step(&[])).unwrap();
+        let graph = model.graph.unwrap();
+        let tensor = |name: &str| graph.initializer.iter().find(|t| t.name == name).unwrap();
+        assert_eq!(tensor("w1").dims, [8, 3, 1, 1]);
+        assert_eq!(tensor("w2").dims, [8, 8, 1, 1]);
+        let left: Vec<f32> = (8_u8..16).map(f32::from).collect();
+        assert_eq!(weights::to_f32(tensor("b1")).unwrap(), left);
+        assert_eq!(change.summary(), "8 of 16 channels of 1 Conv removed, 192 -> 96 parameters");
+        assert_eq!(change.skipped_line(), "1 Conv: its channels are an output of the model");
+    }
+
+    #[test]
+    fn what_the_recipe_excludes_keeps_its_channels() {
+        for name in ["first", "second", "w1", "w2", "b1"] {
+            let message = pruned(&step(&[name])).unwrap_err().to_string();
+            assert!(message.contains("excluded by the recipe"), "{name}: {message}");
+        }
+    }
+}

@@ -8,22 +8,17 @@ use crate::onnx::graph::{attribute, input, int_of, output};
 use crate::onnx::{NodeProto, weights};
 
 impl Trace<'_> {
-    /// The first output has the axes of the first input.
+    /// All outputs have the axes of the first input.
     pub fn pass(&mut self, node: &NodeProto) {
-        for name in &node.input {
-            self.stop_numbers(name, "its length is calculated with");
-        }
-        if let Some(axes) = self.values.get(input(node, 0)).cloned() {
-            self.set(node, axes);
+        let Some(axes) = self.values.get(input(node, 0)).cloned() else { return };
+        for index in 0..node.output.len() {
+            self.set_output(node, index, axes.clone());
         }
     }
 
     /// An operator on several inputs of shapes that broadcast.
     pub fn broadcast(&mut self, node: &NodeProto) {
         if !node.input.iter().any(|name| self.labelled(name)) {
-            for name in &node.input {
-                self.stop_numbers(name, "its length is calculated with");
-            }
             return;
         }
         if attribute(node, "broadcast").is_some() || attribute(node, "axis").is_some() {

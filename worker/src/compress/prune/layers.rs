@@ -5,7 +5,7 @@ use crate::compress::prune::trace::{Edit, Trace};
 use crate::onnx::graph::{input, int_of};
 use crate::onnx::{DataType, NodeProto, TensorProto};
 
-const COMPUTED: &str = "its channels reach weights that are computed";
+const COMPUTED: &str = "its channels reach weights that are computed or no 32-bit floats";
 const ROWS: &str = "its channels lie on an axis that a layer treats as samples or space";
 
 /// `dims` as lengths.
@@ -50,7 +50,7 @@ impl Trace<'_> {
         let (Some(outputs), Some(per_group)) = (dims.first().copied(), dims.get(1).copied()) else {
             return self.stop(node, COMPUTED);
         };
-        let Some(incoming) = self.kernel(node, per_group * group) else {
+        let Some(incoming) = self.kernel(node, per_group.saturating_mul(group)) else {
             return self.stop(node, COMPUTED);
         };
         let (name, rank) = (input(node, 1), dims.len());
@@ -84,7 +84,7 @@ impl Trace<'_> {
             return self.conv_outputs(node, rank, name, 0, outgoing);
         }
         self.per_group(incoming.clone(), group);
-        let outgoing = self.outputs(at_node, per_group * group, group);
+        let outgoing = self.outputs(at_node, per_group.saturating_mul(group), group);
         let one: Labels = outgoing.iter().copied().take(per_group).collect();
         self.constant(name, at(rank, [(0, incoming.clone()), (1, Some(one.clone()))]));
         if let Some(labels) = incoming {

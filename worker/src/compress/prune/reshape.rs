@@ -218,15 +218,13 @@ impl Trace<'_> {
                 self.atoms.freeze(&labels, CUT);
             }
         }
-        for name in node.input.iter().skip(1) {
-            self.stop_numbers(name, CUT);
-        }
         self.set(node, axes);
     }
 
     /// Gather from a value along an axis without labels: the axes of the indices take its place.
     pub fn gather(&mut self, node: &NodeProto) {
         const TAKEN: &str = "its channels reach Gather, which takes some of them";
+        // The indices themselves may be a value with channels.
         self.stop_value(input(node, 1), TAKEN);
         let Some(axes) = self.values.get(input(node, 0)).cloned() else {
             return self.stop(node, TAKEN);
@@ -242,24 +240,9 @@ impl Trace<'_> {
         self.set(node, result);
     }
 
-    /// Expand: like a sum with a value of the given shape.
+    /// Expand: its channels stay, since how long each axis becomes is not followed.
     pub fn expand(&mut self, node: &NodeProto) {
-        const STRETCHED: &str = "its channels reach Expand, which stretches them";
-        let (axes, shape) = (self.axes(input(node, 0)), self.shape(output(node, 0)));
-        let (Some(axes), Some(to)) = (axes, shape) else { return self.stop(node, UNKNOWN) };
-        let mut result = vec![None; to.len().saturating_sub(axes.len())];
-        result.extend(axes);
-        for (labels, length) in result.iter().zip(&to) {
-            if let Some(labels) = labels.as_ref().filter(|labels| labels.len() as i64 != *length) {
-                self.atoms.freeze(labels, STRETCHED);
-            }
-        }
-        // A length of 1 in the shape keeps an axis as it is, but need not be told apart here.
-        for labels in result.iter().flatten() {
-            self.atoms.freeze(labels, STRETCHED);
-        }
-        self.stop_numbers(input(node, 1), STRETCHED);
-        self.set(node, result);
+        self.stop(node, "its channels reach Expand, which may stretch them");
     }
 }
 

@@ -201,7 +201,7 @@ mod tests {
             (6, 3, 3),
             (64, 1, 8),
             (1, 0, 1),
-            (20, 19, 20),
+            (20, 19, 16),
         ] {
             assert_eq!(rounded(width, wanted, false), kept, "{wanted} of {width}");
         }

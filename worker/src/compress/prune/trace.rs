@@ -191,6 +191,12 @@ impl<'a> Trace<'a> {
         if self.arithmetic(node) {
             return;
         }
+        for (at, name) in node.input.iter().enumerate() {
+            // A shape may be any integers that follow the channels; all else calculates with lengths.
+            if !matches!((op, at), ("Reshape", 1) | ("Resize", 3)) {
+                self.stop_numbers(name, "its length is calculated with");
+            }
+        }
         match op {
             "Conv" => self.conv(at, node),
             "ConvTranspose" => self.conv_transpose(at, node),
