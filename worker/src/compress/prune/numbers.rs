@@ -152,6 +152,8 @@ impl Trace<'_> {
                     }
                 }
                 (Number::Constant { value: -1, .. }, _) => {}
+                // Expand takes 1 for any length.
+                (Number::Constant { value: 1, .. }, Some(_)) => {}
                 (Number::Constant { name, index, .. }, labels) => {
                     self.target(&name, index, labels.clone());
                 }

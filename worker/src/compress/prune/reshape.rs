@@ -199,7 +199,7 @@ impl Trace<'_> {
         }
     }
 
-    /// Slice along axes without labels.
+    /// Slice: channels pass along axes that are taken whole.
     pub fn slice(&mut self, node: &NodeProto) {
         const CUT: &str = "its channels reach Slice, which takes some of them";
         let axes = self.axes(input(node, 0)).unwrap_or_default();
@@ -207,14 +207,25 @@ impl Trace<'_> {
             Some(given) => Some(given.ints.clone()),
             None => self.tensor(node, index).and_then(weights::to_i64),
         };
+        let (starts, ends) = (given(1, "starts"), given(2, "ends"));
+        let steps = given(4, "steps");
         let sliced = match (given(3, "axes"), input(node, 3)) {
             (Some(axes), _) => Some(axes),
-            (None, "") => given(1, "starts").map(|starts| (0..starts.len() as i64).collect()),
+            (None, "") => starts.as_ref().map(|starts| (0..starts.len() as i64).collect()),
             (None, _) => None,
         };
         let Some(sliced) = sliced else { return self.stop(node, CUT) };
-        for axis in sliced {
-            if let Some(labels) = axes.get(place(axis, axes.len())).cloned().flatten() {
+        for (at, axis) in sliced.into_iter().enumerate() {
+            let Some(labels) = axes.get(place(axis, axes.len())).cloned().flatten() else {
+                continue;
+            };
+            let number =
+                |list: &Option<Vec<i64>>| list.as_ref().and_then(|list| list.get(at).copied());
+            let one = number(&steps).map_or(input(node, 4).is_empty(), |step| step == 1);
+            // An end past the last channel stays past it when there are fewer.
+            let whole = number(&starts) == Some(0)
+                && number(&ends).is_some_and(|end| end >= labels.len() as i64);
+            if !(one && whole) {
                 self.atoms.freeze(&labels, CUT);
             }
         }
@@ -240,9 +251,20 @@ impl Trace<'_> {
         self.set(node, result);
     }
 
-    /// Expand: its channels stay, since how long each axis becomes is not followed.
+    /// Expand: channels pass where they are not stretched; the shape says their number or 1.
     pub fn expand(&mut self, node: &NodeProto) {
-        self.stop(node, "its channels reach Expand, which may stretch them");
+        const STRETCHED: &str = "its channels reach Expand, which may stretch them";
+        let (axes, to) = (self.axes(input(node, 0)), self.shape(output(node, 0)));
+        let (Some(axes), Some(to)) = (axes, to) else { return self.stop(node, UNKNOWN) };
+        let mut result = vec![None; to.len().saturating_sub(axes.len())];
+        result.extend(axes);
+        for (labels, length) in result.iter().zip(&to) {
+            if let Some(labels) = labels.as_ref().filter(|labels| labels.len() as i64 != *length) {
+                self.atoms.freeze(labels, STRETCHED);
+            }
+        }
+        self.demand(input(node, 1), &result, &result, false);
+        self.set(node, result);
     }
 }
 

@@ -193,7 +193,7 @@ impl<'a> Trace<'a> {
         }
         for (at, name) in node.input.iter().enumerate() {
             // A shape may be any integers that follow the channels; all else calculates with lengths.
-            if !matches!((op, at), ("Reshape", 1) | ("Resize", 3)) {
+            if !matches!((op, at), ("Reshape" | "Expand", 1) | ("Resize", 3)) {
                 self.stop_numbers(name, "its length is calculated with");
             }
         }
