@@ -36,9 +36,7 @@ pub fn find(graph: &GraphProto, step: &Prune, change: &mut Change) -> Vec<Weight
     let excluded = |name: &String| step.exclude.contains(name);
     let unfit = |node: &NodeProto, tensor: &TensorProto, axis: usize| {
         let axes = sites.get(tensor.name.as_str()).map_or(&[][..], Vec::as_slice);
-        let kept = |user: &NodeProto| {
-            excluded(&user.name) && user.input.iter().any(|name| *name == tensor.name)
-        };
+        let kept = |user: &NodeProto| excluded(&user.name) && user.input.contains(&tensor.name);
         if excluded(&node.name) || excluded(&tensor.name) || graph.node.iter().any(kept) {
             Some("excluded by the recipe")
         } else if readers.get(&tensor.name) != Some(&axes.len()) {
