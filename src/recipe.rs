@@ -81,6 +81,15 @@ impl Step {
             _ => "empty".into(),
         }
     }
+
+    /// What no model could mend: the path of each field within the step, the value seen and what to
+    /// do. Both the operator and the worker refuse it.
+    pub fn faults(&self) -> Vec<(String, String)> {
+        let prune = self.prune.iter().flat_map(Prune::faults).map(|fault| ("prune", fault));
+        let quantize = self.quantize.iter().flat_map(Quantize::faults);
+        let all = prune.chain(quantize.map(|fault| ("quantize", fault)));
+        all.map(|(step, (field, what))| (format!("{step}.{field}"), what)).collect()
+    }
 }
 
 /// Which graph clean-ups run; all by default.
@@ -133,6 +142,22 @@ pub struct Prune {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "crd", schemars(length(max = 256), inner(length(max = 256))))]
     pub exclude: Vec<String>,
+}
+
+impl Prune {
+    fn faults(&self) -> Option<(&'static str, String)> {
+        let sparsity = self.sparsity;
+        // NaN is in no range.
+        if !(sparsity > 0.0 && sparsity < 1.0) {
+            let what = format!("is {sparsity}; write a share above 0 and below 1");
+            return Some(("sparsity", what));
+        }
+        if self.structure == Structure::TwoFour && sparsity != 0.5 {
+            let what = format!("is {sparsity}, and TwoFour always removes two of four; write 0.5");
+            return Some(("sparsity", what));
+        }
+        None
+    }
 }
 
 /// Where the training signal comes from.
@@ -384,6 +409,37 @@ pub struct Quantize {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "crd", schemars(length(max = 256), inner(length(max = 256))))]
     pub exclude: Vec<String>,
+}
+
+impl Quantize {
+    /// Fields that are set although the mode does not read them, and values that no mode takes.
+    fn faults(&self) -> Vec<(&'static str, String)> {
+        use QuantizeMode::{Dynamic, Static, WeightOnly};
+        let default = Self::default();
+        let set = [
+            ("calibration", self.calibration.is_some(), &[Static][..]),
+            ("granularity", self.granularity != default.granularity, &[Dynamic, Static]),
+            ("convolutions", self.convolutions != default.convolutions, &[Dynamic]),
+            ("weights", self.weights != default.weights, &[Dynamic, Static]),
+            ("reduceRange", self.reduce_range != default.reduce_range, &[Dynamic, Static]),
+            ("bits", self.bits.is_some(), &[WeightOnly]),
+            ("blockSize", self.block_size.is_some(), &[WeightOnly]),
+        ];
+        let mode = self.mode;
+        let idle = set.into_iter().filter(|(_, set, modes)| *set && !modes.contains(&mode));
+        let mut faults: Vec<_> = idle
+            .map(|(field, ..)| (field, format!("has no meaning with mode {mode:?}; remove it")))
+            .collect();
+        if let Some(bits) = self.bits.filter(|bits| mode == WeightOnly && !matches!(bits, 4 | 8)) {
+            let what = format!("is {bits}; ONNX Runtime multiplies weights of 4 or 8 bits");
+            faults.push(("bits", what));
+        }
+        let wrong = |block: &u32| !(16..=256).contains(block) || !block.is_power_of_two();
+        if let Some(block) = self.block_size.filter(|block| mode == WeightOnly && wrong(block)) {
+            faults.push(("blockSize", format!("is {block}; write 16, 32, 64, 128 or 256")));
+        }
+        faults
+    }
 }
 
 /// What a model is judged by. Metrics with labels need a `label` array in the data; the others

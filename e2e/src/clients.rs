@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::cluster::Cluster;
 use crate::command::{capture, run_visible};
 use crate::demo::NAMESPACE;
-use crate::{images, progress, python, volumes};
+use crate::{host, images, progress, python, volumes};
 
 /// The client libraries; each has its own environment, since they cannot share a process.
 const CLIENTS: [&str; 2] = ["triton", "kserve"];
@@ -71,7 +71,8 @@ pub fn artifact(cluster: &Cluster, model: &str) -> Result<PathBuf> {
 
 /// Compares what `lithe-worker compress` makes with reference implementations in Python.
 pub fn references() -> Result<()> {
-    progress::headline("lithe-worker compress beside ONNX Runtime and onnx in Python");
+    progress::headline("lithe-worker compress beside ONNX Runtime, onnx and PyTorch in Python");
+    host::prepare_references()?;
     run_visible(
         Command::new(python::interpreter("reference")?)
             .current_dir(python::sources())
@@ -79,7 +80,7 @@ pub fn references() -> Result<()> {
             .env("LITHE_MODELS", python::models()?)
             .env("LITHE_WORKER", images::binaries()?.join("lithe-worker"))
             .args(["-m", "pytest", "-q", "-p", "no:cacheprovider"])
-            .args(["test_reference.py", "test_static.py", "test_weights.py"]),
+            .args(["test_reference.py", "test_prune.py", "test_static.py", "test_weights.py"]),
     )
 }
 

@@ -30,9 +30,21 @@ pub fn need_root() -> Result<()> {
     Ok(())
 }
 
-/// Installs what is missing, or says exactly what to type.
+/// Debian's PyTorch, a reference of the tests; it is no wheel because that brings CUDA along.
+const TORCH: &str = "python3-torch";
+
+/// Installs what is missing for the cluster, or says exactly what to type.
 pub fn prepare() -> Result<()> {
-    let missing = missing();
+    install(&missing())
+}
+
+/// Installs what only the reference tests need, or says exactly what to type.
+pub fn prepare_references() -> Result<()> {
+    let there = capture(Command::new("/usr/bin/python3").args(["-c", "import torch"])).is_ok();
+    if there { Ok(()) } else { install(&[TORCH]) }
+}
+
+fn install(missing: &[&str]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
@@ -47,7 +59,7 @@ pub fn prepare() -> Result<()> {
         Command::new("apt-get")
             .env("DEBIAN_FRONTEND", "noninteractive")
             .args(["install", "-y", "-qq", "--no-install-recommends"])
-            .args(&missing),
+            .args(missing),
         "apt-install",
     )
     .with_context(advice)?;

@@ -207,7 +207,7 @@ async fn a_foreign_service_is_neither_adopted_nor_overwritten() {
 async fn a_field_that_cannot_be_honoured_is_named_and_starts_no_job() {
     let place = Place::new("unsupported").await;
     let _operator = Operator::start(&place, Mode::Real).await;
-    let spec = json!({"model": {"uri": "pvc://m/a.onnx"}, "compression": {"steps": [{"optimize": {}}, {"prune": {"sparsity": 0.5}}]}});
+    let spec = json!({"model": {"uri": "pvc://m/a.onnx"}, "compression": {"steps": [{"optimize": {}}, {"prune": {"structure": "TwoFour", "sparsity": 0.6}}]}});
     place.create("early", spec).await;
     let model = place
         .until("early", "Accepted=False", |m| {
@@ -216,7 +216,11 @@ async fn a_field_that_cannot_be_honoured_is_named_and_starts_no_job() {
         .await;
     let accepted = condition(&model, "Accepted").unwrap();
     assert_eq!(accepted.reason, reason::UNSUPPORTED);
-    assert!(accepted.message.contains("spec.compression.steps[1].prune"), "{}", accepted.message);
+    assert!(
+        accepted.message.contains("spec.compression.steps[1].prune.sparsity"),
+        "{}",
+        accepted.message
+    );
     assert_eq!(place.count::<Job>().await, 0);
     place.end().await;
 }

@@ -30,10 +30,12 @@ pub mod opset;
 pub mod optimize;
 pub mod output;
 pub mod products;
+pub mod prune;
 pub mod quantize_dynamic;
 pub mod quantize_float16;
 pub mod quantize_static;
 pub mod quantize_weight_only;
+pub mod shapes;
 pub mod steps;
 pub mod trial;
 

@@ -3,7 +3,7 @@
 //! A field that is not honoured is never ignored: KServe's silence about such fields is the
 //! complaint this file answers.
 
-use lithe::recipe::{Convolutions, QuantizeMode};
+use lithe::recipe::{Quantize, QuantizeMode};
 use lithe::spec::{
     Compression, Engine, ModelDeploymentSpec, ModelFormat, Protocol, RolloutStrategy, ScalingMode,
     TrafficMode,
@@ -56,32 +56,16 @@ fn steps(compression: &Compression, refuse: &mut impl FnMut(&str, String)) {
     }
     for (index, step) in compression.steps.iter().enumerate() {
         let path = |field: &str| format!("spec.compression.steps[{index}].{field}");
-        if step.prune.is_some() {
-            refuse(&path("prune"), "pruning is not there yet; remove the step".into());
-        }
         if step.finetune.is_some() {
             refuse(&path("finetune"), "fine-tuning is not there yet; remove the step".into());
         }
-        let Some(quantize) = &step.quantize else { continue };
-        let fixed = quantize.mode == QuantizeMode::Static;
-        if !fixed && quantize.mode != QuantizeMode::Dynamic {
-            let seen = format!("{:?} is not there yet; use Dynamic or Static", quantize.mode);
-            refuse(&path("quantize.mode"), seen);
+        for (field, what) in step.faults() {
+            refuse(&path(&field), what);
         }
-        if fixed && compression.data.is_none() {
+        let calibrates = |quantize: &Quantize| quantize.mode == QuantizeMode::Static;
+        if step.quantize.as_ref().is_some_and(calibrates) && compression.data.is_none() {
             let seen = "mode Static measures ranges on data; say where they are";
             refuse("spec.compression.data", seen.into());
-        }
-        for (field, set) in [
-            ("quantize.calibration", !fixed && quantize.calibration.is_some()),
-            ("quantize.convolutions", fixed && quantize.convolutions != Convolutions::default()),
-            ("quantize.bits", quantize.bits.is_some()),
-            ("quantize.blockSize", quantize.block_size.is_some()),
-        ] {
-            if set {
-                let seen = format!("has no meaning with mode {:?}; remove it", quantize.mode);
-                refuse(&path(field), seen);
-            }
         }
     }
 }
@@ -147,7 +131,13 @@ mod tests {
 model: {uri: pvc://models/a.onnx}
 compression:
   data: {uri: pvc://models/a.npz}
-  steps: [{optimize: {}}, {quantize: {mode: Dynamic}}, {quantize: {mode: Static, calibration: Entropy}}]
+  steps:
+  - optimize: {}
+  - prune: {sparsity: 0.5}
+  - quantize: {mode: Dynamic}
+  - quantize: {mode: Static, calibration: Entropy}
+  - quantize: {mode: WeightOnly, bits: 4, blockSize: 64}
+  - quantize: {mode: Float16}
   gates: {metric: Agreement, minimum: 0.99}
 scaling: {minReplicas: 2}
 traffic: {mode: Direct}
@@ -162,10 +152,11 @@ model: {uri: 'hf://a/b', format: SavedModel}
 compression:
   data: {uri: 'gs://a/b'}
   steps:
-  - prune: {sparsity: 0.5}
+  - prune: {structure: TwoFour, sparsity: 0.6}
   - finetune: {epochs: 1, batchSize: 1, learningRate: {initial: 0.1}}
   - quantize: {mode: Float16, calibration: Entropy, bits: 4, blockSize: 32}
   - quantize: {mode: Static, calibration: Entropy, convolutions: Keep}
+  - quantize: {mode: WeightOnly, bits: 5, blockSize: 48}
   objective: {minimise: Size}
 runtime: {engine: TensorRT, batching: {maxBatchSize: 8}, protocols: [OpenInference, KServeV1]}
 scaling: {minReplicas: 0, maxReplicas: 3, latency: {target: 50ms}}
@@ -179,13 +170,14 @@ rollout: {strategy: Canary, analysis: {}}
                 "spec.model.format",
                 "spec.compression.data.uri",
                 "spec.compression.objective",
-                "spec.compression.steps[0].prune",
+                "spec.compression.steps[0].prune.sparsity",
                 "spec.compression.steps[1].finetune",
-                "spec.compression.steps[2].quantize.mode",
                 "spec.compression.steps[2].quantize.calibration",
                 "spec.compression.steps[2].quantize.bits",
                 "spec.compression.steps[2].quantize.blockSize",
                 "spec.compression.steps[3].quantize.convolutions",
+                "spec.compression.steps[4].quantize.bits",
+                "spec.compression.steps[4].quantize.blockSize",
                 "spec.runtime.engine",
                 "spec.runtime.batching",
                 "spec.runtime.protocols[1]",

@@ -26,24 +26,6 @@ const BLOCK: u32 = 32;
 /// The oldest operator set whose Add takes a bias without saying along which axis.
 const OLDEST: i64 = 7;
 
-/// Bits and block size of `step`.
-///
-/// # Errors
-/// The field (`bits` or `blockSize`) and what is wrong with it.
-pub fn layout(step: &Quantize) -> Result<Layout, (&'static str, String)> {
-    let bits = step.bits.unwrap_or(BITS);
-    if !matches!(bits, 4 | 8) {
-        let message = format!("bits is {bits}; ONNX Runtime multiplies weights of 4 or 8 bits");
-        return Err(("bits", message));
-    }
-    let block = step.block_size.unwrap_or(BLOCK);
-    if !(16..=256).contains(&block) || !block.is_power_of_two() {
-        let message = format!("blockSize is {block}; it must be 16, 32, 64, 128 or 256");
-        return Err(("blockSize", message));
-    }
-    Ok(Layout { bits, block: block as usize })
-}
-
 /// Quantizes the weights of `model`.
 ///
 /// # Errors
@@ -53,7 +35,8 @@ pub fn quantize_weight_only(
     mut model: ModelProto,
     step: &Quantize,
 ) -> Result<(ModelProto, Change), Refusal> {
-    let layout = layout(step).map_err(|(_, message)| recipe_invalid(message))?;
+    let block = step.block_size.unwrap_or(BLOCK) as usize;
+    let layout = Layout { bits: step.bits.unwrap_or(BITS), block };
     let mut change = Change::default();
     normalise::normalise(&mut model, &mut Change::default());
     products::check_excluded(&model, &step.exclude)?;

@@ -1,13 +1,13 @@
 //! Which steps there are, and what runs for each.
 
 use lithe::names::reason;
-use lithe::recipe::{Gates, Metric, Quantize, QuantizeMode, Recipe, Step};
+use lithe::recipe::{Gates, Metric, QuantizeMode, Recipe, Step};
 
 use crate::compress::change::{Change, recipe_invalid};
 use crate::compress::data::Samples;
 use crate::compress::{
-    Error, VERSION, feed, gates, optimize, quantize_dynamic, quantize_float16, quantize_static,
-    quantize_weight_only,
+    Error, VERSION, feed, gates, optimize, prune, quantize_dynamic, quantize_float16,
+    quantize_static, quantize_weight_only, shapes,
 };
 use crate::onnx::{ModelProto, Refusal, graph, walk};
 use crate::runtime::{Options, Session};
@@ -65,68 +65,15 @@ fn check_step(index: usize, step: &Step) -> Result<(), Error> {
             format!("step {index} is not exactly one of optimize, prune, finetune, quantize");
         return refuse(reason::RECIPE_INVALID, message, &path);
     }
-    let unsupported = |what: &str, path: &str| {
-        refuse(reason::UNSUPPORTED, format!("step {index}: this version cannot {what}"), path)
-    };
-    if prune.is_some() {
-        return unsupported("prune", &path);
-    }
     if finetune.is_some() {
-        return unsupported("fine-tune", &path);
+        let message = format!("step {index}: this version cannot fine-tune");
+        return refuse(reason::UNSUPPORTED, message, &path);
     }
-    let Some(quantize) = quantize else { return Ok(()) };
-    match quantize.mode {
-        QuantizeMode::Dynamic => {
-            meaningless(index, quantize, &path, &["calibration", "bits", "blockSize"])
+    match step.faults().into_iter().next() {
+        Some((field, what)) => {
+            let path = format!("spec.compression.steps[{index}].{field}");
+            refuse(reason::RECIPE_INVALID, format!("step {index}: {field} {what}"), &path)
         }
-        QuantizeMode::Static => {
-            meaningless(index, quantize, &path, &["convolutions", "bits", "blockSize"])
-        }
-        QuantizeMode::WeightOnly => {
-            let unused = ["calibration", "granularity", "convolutions", "weights", "reduceRange"];
-            meaningless(index, quantize, &path, &unused)?;
-            match quantize_weight_only::layout(quantize) {
-                Ok(_) => Ok(()),
-                Err((name, message)) => refuse(
-                    reason::RECIPE_INVALID,
-                    format!("step {index}: {message}"),
-                    &format!("{path}.{name}"),
-                ),
-            }
-        }
-        QuantizeMode::Float16 => {
-            let unused = [
-                "calibration",
-                "granularity",
-                "convolutions",
-                "weights",
-                "reduceRange",
-                "bits",
-                "blockSize",
-            ];
-            meaningless(index, quantize, &path, &unused)
-        }
-    }
-}
-
-/// Refuses fields of `unused` that the recipe sets: the mode does not read them.
-fn meaningless(index: usize, step: &Quantize, path: &str, unused: &[&str]) -> Result<(), Error> {
-    let default = Quantize::default();
-    let given = [
-        (step.calibration.is_some(), "calibration"),
-        (step.granularity != default.granularity, "granularity"),
-        (step.convolutions != default.convolutions, "convolutions"),
-        (step.weights != default.weights, "weights"),
-        (step.reduce_range != default.reduce_range, "reduceRange"),
-        (step.bits.is_some(), "bits"),
-        (step.block_size.is_some(), "blockSize"),
-    ];
-    match given.iter().find(|(given, name)| *given && unused.contains(name)) {
-        Some((_, name)) => refuse(
-            reason::RECIPE_INVALID,
-            format!("step {index}: {name} has no meaning with mode {:?}", step.mode),
-            &format!("{path}.{name}"),
-        ),
         None => Ok(()),
     }
 }
@@ -171,6 +118,8 @@ pub fn run(
 ) -> Result<(ModelProto, Change), Error> {
     let result = if let Some(step) = &step.optimize {
         optimize::optimize(model, step, &evaluate)
+    } else if let Some(step) = &step.prune {
+        prune::prune(model, step, &shapes::shapes, &evaluate)
     } else if let Some(step) = &step.quantize {
         match step.mode {
             QuantizeMode::Dynamic => quantize_dynamic::quantize_dynamic(model, step),
