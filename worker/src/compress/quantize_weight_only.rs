@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use lithe::recipe::{Embeddings, Quantize};
 
-use crate::compress::change::{Change, recipe_invalid};
+use crate::compress::change::Change;
 use crate::compress::nbits::{self, Layout};
 use crate::compress::products::{self, Form, label};
 use crate::compress::quantize_dynamic::not_finite;
@@ -205,7 +205,7 @@ impl Pass<'_> {
             columns,
         };
         let shape = [columns as i64, self.layout.blocks(rows) as i64, self.layout.bytes() as i64];
-        new.tensors.push(weights::from_u8(&blocks.packed, &shape, quantized.packed));
+        new.tensors.push(weights::from_u8(&blocks.packed, &shape, &quantized.packed));
         let [columns, along, _] = shape;
         new.tensors.push(weights::from_f32(&blocks.scales, &[columns, along], &quantized.scales));
         new.weights.insert(key, blocks.clone());

@@ -109,11 +109,6 @@ pub fn from_i8(name: &str, dims: &[i64], values: &[i8]) -> TensorProto {
     raw(name, dims, DataType::Int8, values.iter().map(|v| v.cast_unsigned()).collect())
 }
 
-/// A tensor of unsigned 8-bit integers.
-pub fn from_u8(name: &str, dims: &[i64], values: Vec<u8>) -> TensorProto {
-    raw(name, dims, DataType::Uint8, values)
-}
-
 /// A tensor of unsigned 8-bit integers, each of `values` plus 128.
 pub fn from_i8_unsigned(name: &str, dims: &[i64], values: &[i8]) -> TensorProto {
     let shifted = values.iter().map(|v| v.cast_unsigned() ^ 0x80).collect();
