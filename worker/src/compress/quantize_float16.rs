@@ -242,8 +242,8 @@ impl Pass<'_> {
         let is_cast = operators::is(&node, "Cast");
         for (input, full) in node.input.iter_mut().zip(reads) {
             if kind_of(scope, input) == Kind::Float {
-                let half = !(full || is_cast && is_full(scope, input));
-                *input = if half { self.half(input, scope) } else { self.full(input, scope) };
+                let full = full || (is_cast && is_full(scope, input));
+                *input = if full { self.full(input, scope) } else { self.half(input, scope) };
             }
         }
         halve_attributes(&mut node);
