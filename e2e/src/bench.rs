@@ -1,5 +1,6 @@
 //! `cargo e2e bench NAME`: figures beside a limit or a peer, printed for people or as JSON lines.
 
+pub mod compression;
 pub mod operator;
 pub mod worker;
 
@@ -11,6 +12,8 @@ use clap::ValueEnum;
 pub enum Bench {
     /// Time, processor, memory and requests of the operator for many ModelDeployments.
     Operator,
+    /// Size, likeness, speed, time and memory of compression, beside its peers.
+    Compression,
     /// Time from start to ready, and the size of the image, of the worker.
     Worker,
 }
@@ -19,6 +22,7 @@ pub enum Bench {
 pub fn bench(what: Bench, json: bool) -> Result<()> {
     match what {
         Bench::Operator => operator::bench(json),
+        Bench::Compression => compression::bench(json),
         Bench::Worker => worker::bench(json),
     }
 }

@@ -44,6 +44,15 @@ pub fn prepare_references() -> Result<()> {
     if there { Ok(()) } else { install(&[TORCH]) }
 }
 
+/// Installs what only the compression bench needs, or says exactly what to type.
+pub fn prepare_bench() -> Result<()> {
+    prepare_references()?;
+    if Path::new("/usr/share/datasets/fashion-mnist").exists() {
+        return Ok(());
+    }
+    install(&["dataset-fashion-mnist"])
+}
+
 fn install(missing: &[&str]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
