@@ -11,6 +11,19 @@ use anyhow::{Context as _, Result, bail};
 use crate::cache;
 use crate::interrupt::{self, Running};
 
+/// cargo, as from a shell. `cargo run` describes this crate in the environment, and build scripts that
+/// look there (ring's) would run anew, and with them everything that stands on them.
+pub fn cargo() -> Command {
+    let mut command = Command::new("cargo");
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy();
+        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(name.as_ref());
+        }
+    }
+    command
+}
+
 /// Runs `command` to its end with its output in `<cache>/logs/<name>.log`.
 pub fn run_logged(command: &mut Command, name: &str) -> Result<()> {
     interrupt::check()?;

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use sha2::{Digest as _, Sha256};
 
 use crate::cluster::{Cluster, RUN};
-use crate::command::{capture, run_logged};
+use crate::command::{capture, cargo, run_logged};
 use crate::{cache, progress};
 
 /// The sandbox image of every pod.
@@ -99,7 +99,7 @@ fn root() -> PathBuf {
 pub fn binaries() -> Result<PathBuf> {
     let step = progress::step("build the operator and the worker");
     run_logged(
-        Command::new("cargo").current_dir(root()).args([
+        cargo().current_dir(root()).args([
             "build",
             "--release",
             "--locked",
@@ -110,7 +110,7 @@ pub fn binaries() -> Result<PathBuf> {
         ]),
         "cargo-build",
     )?;
-    let metadata = capture(Command::new("cargo").current_dir(root()).args([
+    let metadata = capture(cargo().current_dir(root()).args([
         "metadata",
         "--no-deps",
         "--format-version=1",

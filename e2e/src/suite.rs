@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use crate::clients::{self, Likeness};
 use crate::cluster::{self, Cluster};
-use crate::command::run_visible;
+use crate::command::{self, run_visible};
 use crate::{demo, images, progress, python, volumes};
 
 /// Runs everything; a cluster that was down before is down after, whatever happens.
@@ -15,7 +15,7 @@ pub fn test() -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let runtime = images::runtime_library()?;
     let cargo = || {
-        let mut command = Command::new("cargo");
+        let mut command = command::cargo();
         command.current_dir(&root).env("ORT_DYLIB_PATH", &runtime);
         command
     };
