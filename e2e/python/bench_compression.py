@@ -258,15 +258,27 @@ PEERS: dict[str, Callable[[Path, Path, Path], None]] = {
 
 def measured(command: list[object]) -> tuple[float, float, str]:
     """Seconds, peak memory in MiB and the last words of a program that failed, or nothing."""
-    started = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    words = process.stdout.read() if process.stdout else ""
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    seconds = time.monotonic() - started
-    said = words.strip().splitlines()
+    started, peak = time.monotonic(), 0.0
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        # The system's own count (ru_maxrss) begins with what this process had when it started the other.
+        while process.poll() is None:
+            peak = max(peak, resident(process.pid))
+            time.sleep(0.01)
+        seconds = time.monotonic() - started
+        output.seek(0)
+        said = output.read().strip().splitlines()
     fault = (said[-1] if said else f"ended with {process.returncode}") if process.returncode else ""
-    return seconds, usage.ru_maxrss / 1024, fault
+    return seconds, peak, fault
+
+
+def resident(pid: int) -> float:
+    """The most memory in MiB that a process had so far; 0 once it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), 0.0)
 
 
 def lithe(subject: Subject, steps: list[object], folder: Path) -> tuple[Path, tuple[float, float, str]]:
