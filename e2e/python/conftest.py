@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from oracle import session
 
 # The names a data file may carry before an input's name when it is split by hand.
 SPLITS = ("train/", "calibration/", "evaluation/")
@@ -25,19 +26,6 @@ def setting(name: str, meaning: str, default: str | None = None) -> str:
     if not value:
         pytest.exit(f"the environment variable {name} is not set; it holds {meaning}", returncode=2)
     return value
-
-
-def session(model: Path | str, threads: int = 0, fused: bool = True) -> onnxruntime.InferenceSession:
-    """ONNX Runtime on a model file, on the CPU. `threads` 0 leaves the number to ONNX Runtime.
-
-    Without `fused` every node runs as it stands in the file.
-    """
-    options = onnxruntime.SessionOptions()
-    if not fused:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def load_data(file: Path | str) -> dict[str, np.ndarray]:

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import session
 from onnx import TensorProto, helper, numpy_helper
-from test_reference import REFUSED, example, run, same, speedup
+from oracle import session, speedup
+from test_reference import REFUSED, example, run, same
 from zoo import LIGHT, ZOO, floats, light
 
 Figure = Callable[[str], None]

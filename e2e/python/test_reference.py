@@ -7,9 +7,7 @@ that the binary loads; by default the one in this environment, so both sides run
 import json
 import os
 import re
-import statistics
 import subprocess
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from conftest import load_data, session, setting
+from conftest import load_data, setting
 from onnx import numpy_helper
 from onnxruntime.quantization import (
     CalibrationDataReader,
@@ -27,6 +25,7 @@ from onnxruntime.quantization import (
     quantize_dynamic,
     quantize_static,
 )
+from oracle import session, speedup
 from zoo import ZOO, Member, conv_only
 
 OPTIMIZE = {"optimize": {}}
@@ -119,23 +118,6 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 def agreement(a: np.ndarray, b: np.ndarray) -> float:
     """The share of rows with the same largest value."""
     return float((a.argmax(axis=1) == b.argmax(axis=1)).mean())
-
-
-def speedup(original: Path, compressed: Path, samples: dict[str, np.ndarray], pairs: int = 50) -> float:
-    """The median over interleaved pairs of the original's time over the other's, one sample, one thread."""
-    runners = [session(file, threads=1) for file in (original, compressed)]
-    one = {name: rows[:1] for name, rows in samples.items()}
-    for runner in runners * 3:
-        runner.run(None, one)
-    ratios = []
-    for _ in range(pairs):
-        times = []
-        for runner in runners:
-            start = time.perf_counter()
-            runner.run(None, one)
-            times.append(time.perf_counter() - start)
-        ratios.append(times[0] / times[1])
-    return statistics.median(ratios)
 
 
 def megabytes(file: Path) -> str:

@@ -17,10 +17,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from conftest import session
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_static
 from onnxruntime.quantization.calibrate import MinMaxCalibrater
+from oracle import session, speedup
 from test_reference import (
     GATE_FAILED,
     HARDLY_MEASURED,
@@ -34,7 +34,6 @@ from test_reference import (
     megabytes,
     naive_static,
     run,
-    speedup,
 )
 
 FLOAT = TensorProto.FLOAT

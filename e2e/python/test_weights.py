@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import session
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 from onnxruntime.transformers.float16 import convert_float_to_float16
+from oracle import session, speedup
 from test_reference import (
     REFUSED,
     Example,
@@ -26,7 +26,6 @@ from test_reference import (
     megabytes,
     ort_dynamic,
     run,
-    speedup,
 )
 
 from zoo import ZOO, Member

@@ -14,6 +14,7 @@ pub mod embeddings;
 pub mod environment;
 pub mod error;
 pub mod evaluate;
+pub mod exclude;
 pub mod feed;
 pub mod float16;
 pub mod float16_operators;
@@ -56,7 +57,6 @@ use data::{Samples, Splits};
 pub use error::Error;
 use evaluate::Judge;
 use metrics::Rows;
-use steps::Means;
 
 /// The version of the worker: part of every artifact's key, since another version may write other bytes.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -173,10 +173,9 @@ fn make(
         .map(|splits| Bench::new(&splits.evaluation, &original, recipe))
         .transpose()?;
     let calibration = splits.as_ref().and_then(|splits| splits.calibration.as_ref());
-    let means = Means { calibration, threads: request.threads };
     let size = original_bytes.len() as u64;
-    let made = run_steps(request, loaded.model, size, means, bench.as_ref(), progress)?;
-    let gates = judge_gates(recipe, made.bytes.as_deref(), original_bytes.len() as u64, &made)?;
+    let made = run_steps(request, loaded.model, size, calibration, bench.as_ref(), progress)?;
+    let gates = judge_gates(recipe, made.bytes.as_deref(), size, &made)?;
     let failed = gates::failures(&gates);
     let fallback = match (failed, on_failure(recipe)) {
         (Some(line), OnFailure::KeepServing) => {
@@ -298,7 +297,7 @@ fn run_steps(
     request: &Request,
     mut model: ModelProto,
     original_size: u64,
-    means: Means<'_>,
+    calibration: Option<&Samples>,
     bench: Option<&Bench<'_>>,
     progress: &dyn Fn(Progress),
 ) -> Result<Stepped, Error> {
@@ -306,7 +305,7 @@ fn run_steps(
     let mut size = original_size;
     for (index, step) in request.recipe.steps.iter().enumerate() {
         progress(Progress::Step { index, name: step.name() });
-        let (next, change) = steps::run(model, index, step, means)?;
+        let (next, change) = steps::run(model, index, step, calibration)?;
         model = next;
         steps::stamp(&mut model);
         let bytes = graph::serialise(&model);

@@ -3,6 +3,7 @@
 use lithe::artifact::Skipped;
 use lithe::names::reason;
 
+use crate::onnx::refusal::quoted;
 use crate::onnx::{ModelProto, NodeProto, Refusal};
 use crate::tensor::Tensor;
 
@@ -23,6 +24,17 @@ pub type Runner<'a> = &'a dyn Fn(&ModelProto) -> Option<Vec<Tensor>>;
 /// A refusal because of the recipe.
 pub fn recipe_invalid(message: impl Into<String>) -> Refusal {
     Refusal::new(reason::RECIPE_INVALID, message)
+}
+
+/// The refusal of a weight that cannot be quantized.
+pub fn not_finite(weight: &str, node: &NodeProto) -> Refusal {
+    let message = format!(
+        "weight {} of node {} ({}) holds NaN or an infinity, which cannot be quantized",
+        quoted(weight),
+        quoted(&node.name),
+        node.op_type
+    );
+    Refusal::new(reason::NOT_FINITE, message)
 }
 
 impl Change {

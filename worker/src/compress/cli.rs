@@ -123,11 +123,10 @@ fn plan(request: &Request) -> Result<String, Error> {
     })?;
     let splits = splits(request, &loaded.model)?;
     let calibration = splits.as_ref().and_then(|splits| splits.calibration.as_ref());
-    let means = steps::Means { calibration, threads: request.threads };
     let mut model = loaded.model;
     let mut text = String::new();
     for (index, step) in request.recipe.steps.iter().enumerate() {
-        let (next, change) = steps::run(model, index, step, means)?;
+        let (next, change) = steps::run(model, index, step, calibration)?;
         text.push_str(&format!("{}: {}\n", step.name(), change.summary()));
         for skipped in &change.skipped {
             let nodes = if skipped.nodes.is_empty() {

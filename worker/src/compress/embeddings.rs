@@ -8,8 +8,8 @@ use std::collections::{HashMap, HashSet};
 use lithe::recipe::Quantize;
 
 use crate::compress::change::Change;
-use crate::compress::int8::{self, Channels};
-use crate::compress::quantize_dynamic::not_finite;
+use crate::compress::change::not_finite;
+use crate::compress::int8::{self, Layout};
 use crate::onnx::graph::{self, Constants, Names, input, int, int_of, output};
 use crate::onnx::{DataType, GraphProto, NodeProto, Refusal, TensorProto, operators, weights};
 
@@ -117,9 +117,8 @@ fn quantized(
     node: &NodeProto,
 ) -> Result<[TensorProto; 2], Refusal> {
     let floats = weights::to_f32(table).unwrap_or_default();
-    let width = table.dims.get(1).and_then(|dim| usize::try_from(*dim).ok()).unwrap_or(1);
     // Nothing multiplies these integers, so they never need to give up a bit.
-    let quantized = int8::quantize(&floats, width, Channels::First, false)
+    let quantized = int8::quantize(&floats, Layout::of(&table.dims, Some(0)), false)
         .ok_or_else(|| not_finite(&table.name, node))?;
     let values = names.fresh(&format!("{}_quantized", table.name));
     let scales = names.fresh(&format!("{}_scale", table.name));

@@ -10,18 +10,13 @@ use crate::onnx::{ModelProto, Refusal, graph};
 use crate::runtime::{Options, RuntimeError, Session};
 use crate::tensor::Tensor;
 
-/// Runs `model` over all `samples` on `threads` threads; returns how many samples there are.
+/// Runs `model` over all `samples`, on one thread so that no sum depends on their number; returns how many samples there are.
 ///
 /// # Errors
 /// `DataInvalid` when the runtime refuses model or samples, and what `visit` says.
-pub fn feed(
-    samples: &Samples,
-    threads: usize,
-    model: &ModelProto,
-    visit: Visitor<'_>,
-) -> Result<usize, Refusal> {
+pub fn feed(samples: &Samples, model: &ModelProto, visit: Visitor<'_>) -> Result<usize, Refusal> {
     // Fused kernels would hide tensors and round in another way than nodes by themselves.
-    let options = Options { threads, optimise: false, spin: false };
+    let options = Options { threads: 1, optimise: false, spin: false };
     let session = Session::load(&graph::serialise(model), options).map_err(failed)?;
     let names: Vec<&str> = session.outputs().iter().map(|output| output.name.as_str()).collect();
     let batch = samples.batch(1);

@@ -4,9 +4,9 @@
 
 use lithe::recipe::{Granularity, Quantize, ReduceRange, WeightType};
 
-use crate::compress::int8::{self, Channels};
+use crate::compress::change::not_finite;
+use crate::compress::int8::{self, Layout};
 use crate::compress::products::label;
-use crate::compress::quantize_dynamic::not_finite;
 use crate::onnx::graph::{Constants, Names, input, int_of};
 use crate::onnx::{DataType, NodeProto, Refusal, TensorProto, weights};
 
@@ -84,7 +84,7 @@ fn store(
     let width = if per_channel { size(inputs) } else { size(outputs) * size(inputs) };
     let floats = weights::to_f32(weight).unwrap_or_default();
     let reduced = step.reduce_range == ReduceRange::Always;
-    let quantized = int8::quantize(&floats, width, Channels::First, reduced)
+    let quantized = int8::quantize(&floats, Layout::rows(floats.len(), width), reduced)
         .ok_or_else(|| not_finite(&weight.name, node))?;
     let matrix = (size(outputs) * size(inputs)).max(1);
     let transposed: Vec<i8> = quantized

@@ -1,14 +1,8 @@
 //! MatMul and Gemm with a constant matrix, read as one form: x · W with W as [in, out], alpha folded
 //! into W, beta into the bias. Must not decide how W is stored.
 
-use std::collections::HashSet;
-
-use crate::compress::change::recipe_invalid;
 use crate::onnx::graph::{Constants, Names, float_of, input, int_of, output};
-use crate::onnx::refusal::quoted;
-use crate::onnx::{
-    DataType, ModelProto, NodeProto, Refusal, TensorProto, operators, walk, weights,
-};
+use crate::onnx::{DataType, NodeProto, TensorProto, operators, weights};
 
 /// How a product reads its operands.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -21,6 +15,13 @@ pub struct Form {
     pub transposed_weight: bool,
     /// The factor of the product.
     pub alpha: f32,
+}
+
+impl Form {
+    /// Nodes with equal keys read `weight` alike, so that one stored form serves them all.
+    pub fn key(self, weight: &TensorProto) -> (String, bool, u32) {
+        (weight.name.clone(), self.transposed_weight, self.alpha.to_bits())
+    }
 }
 
 /// Whether `node` is a MatMul or a Gemm of the default operator set.
@@ -101,22 +102,6 @@ pub fn bias(
             Some(name)
         }
         _ => Some(bias.to_owned()),
-    }
-}
-
-/// Refuses names in `exclude` that are no node's: a misspelt name must not change the node.
-pub fn check_excluded(model: &ModelProto, exclude: &[String]) -> Result<(), Refusal> {
-    let mut names = HashSet::new();
-    if let Some(graph) = &model.graph {
-        walk::nodes(graph, &mut |node| {
-            names.insert(node.name.as_str());
-        });
-    }
-    match exclude.iter().find(|name| !names.contains(name.as_str())) {
-        Some(name) => {
-            Err(recipe_invalid(format!("exclude names {}, and no node is called so", quoted(name))))
-        }
-        None => Ok(()),
     }
 }
 

@@ -14,15 +14,14 @@ pub mod trace;
 pub mod two_four;
 pub mod weight;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use lithe::recipe::{Prune, Structure};
 
-use crate::compress::change::{Change, Runner, recipe_invalid};
-use crate::compress::{fold, normalise};
-use crate::onnx::graph::{self, Constants};
-use crate::onnx::refusal::quoted;
-use crate::onnx::{ModelProto, Refusal, walk};
+use crate::compress::change::{Change, Runner};
+use crate::compress::{exclude, fold, normalise};
+use crate::onnx::graph;
+use crate::onnx::{ModelProto, Refusal};
 
 /// The shapes of all values in a main graph, learnt by running the model once; see `steps::shapes`.
 pub type Shapes<'a> = &'a dyn Fn(&ModelProto) -> Result<HashMap<String, Vec<i64>>, String>;
@@ -39,7 +38,7 @@ pub fn prune(
     run: Runner<'_>,
 ) -> Result<(ModelProto, Change), Refusal> {
     normalise::normalise(&mut model, &mut Change::default());
-    check_excluded(&model, &step.exclude)?;
+    exclude::check_with_initializers(&model, &step.exclude)?;
     compute_weights(&mut model, step, run);
     let mut change = Change::default();
     match step.structure {
@@ -49,6 +48,8 @@ pub fn prune(
             channels::prune(&mut model, step, shapes, &mut change)?;
         }
     }
+    let name = format!("prune.{:?}", step.structure).to_lowercase();
+    change.matched_something(&name, "Conv, ConvTranspose, Gemm or MatMul with constant weights")?;
     Ok((model, change))
 }
 
@@ -57,40 +58,9 @@ pub fn prune(
 fn compute_weights(model: &mut ModelProto, step: &Prune, run: Runner<'_>) {
     let Some(mut graph) = model.graph.take() else { return };
     if !graph.initializer.iter().any(|tensor| step.exclude.contains(&tensor.name)) {
-        let seen = graph.initializer.iter().map(|tensor| (tensor.name.clone(), tensor.clone()));
-        let seen: Constants = seen.collect();
+        let seen = graph::constants(&graph);
         fold::fold(&mut graph, &seen, model, run);
         graph::sweep(&mut graph);
     }
     model.graph = Some(graph);
-}
-
-/// The refusal of a step that found nothing to do, with why.
-pub fn nothing(step: &Prune, change: &Change) -> Refusal {
-    let all: u64 = change.skipped.iter().map(|skipped| skipped.count).sum();
-    let why = if all == 0 {
-        "it has no Conv, ConvTranspose, Gemm or MatMul with constant weights".to_owned()
-    } else {
-        change.skipped_line()
-    };
-    let name = format!("{:?}", step.structure).to_lowercase();
-    recipe_invalid(format!("prune.{name} matched 0 of {all} nodes: {why}"))
-}
-
-/// Refuses names in `exclude` that nothing has: a misspelt name must not prune the node.
-fn check_excluded(model: &ModelProto, exclude: &[String]) -> Result<(), Refusal> {
-    let mut names = HashSet::new();
-    if let Some(graph) = &model.graph {
-        walk::nodes(graph, &mut |node| {
-            names.insert(node.name.as_str());
-        });
-        names.extend(graph.initializer.iter().map(|tensor| tensor.name.as_str()));
-    }
-    match exclude.iter().find(|name| !names.contains(name.as_str())) {
-        Some(name) => Err(recipe_invalid(format!(
-            "exclude names {}, and no node or initializer is called so (of equal initializers one name is kept)",
-            quoted(name)
-        ))),
-        None => Ok(()),
-    }
 }

@@ -6,15 +6,14 @@
 
 use std::collections::HashMap;
 
-use lithe::names::reason;
 use lithe::recipe::{Convolutions, Embeddings, Granularity, Quantize, ReduceRange, WeightType};
 
-use crate::compress::change::{Change, recipe_invalid};
-use crate::compress::int8::{self, Channels};
-use crate::compress::products::{self, Form, label, last};
-use crate::compress::{convolutions, embeddings, lstm, normalise, opset};
+use crate::compress::change::{Change, not_finite, recipe_invalid};
+use crate::compress::convolutions::OPERATORS;
+use crate::compress::int8::{self, Layout};
+use crate::compress::products::{self, Form, label};
+use crate::compress::{convolutions, embeddings, exclude, lstm, normalise, opset};
 use crate::onnx::graph::{self, Constants, Names, input, int, output};
-use crate::onnx::refusal::quoted;
 use crate::onnx::{
     DataType, GraphProto, ModelProto, NodeProto, Refusal, TensorProto, operators, weights,
 };
@@ -39,7 +38,7 @@ pub fn quantize_dynamic(
 ) -> Result<(ModelProto, Change), Refusal> {
     let mut change = Change::default();
     normalise::normalise(&mut model, &mut Change::default());
-    products::check_excluded(&model, &step.exclude)?;
+    exclude::check(&model, &step.exclude)?;
     if operators::opset(&model) < OPSET
         && let Err(why) = opset::upgrade(&mut model, OPSET)
         && operators::opset(&model) < OLDEST
@@ -62,7 +61,7 @@ pub fn quantize_dynamic(
     change.did(counts.gemm, "Gemm");
     change.did(counts.lstm, "LSTM");
     change.did(counts.gather, "Gather");
-    change.did(counts.conv, "Conv (weights only)");
+    change.did(counts.conv, "convolutions (weights only)");
     change.matched_something("quantize.dynamic", "MatMul, Gemm, LSTM or embedding")?;
     if counts.lstm > 0 {
         operators::import(&mut model, lstm::DOMAIN, 1);
@@ -122,11 +121,7 @@ impl Pass<'_> {
                         }
                     }
                 }
-                "Conv" if self.step.convolutions == Convolutions::Keep => {
-                    change.skip(&node, SLOW_CONVOLUTION);
-                    new.nodes.push(node);
-                }
-                "ConvTranspose" => {
+                "Conv" | "ConvTranspose" if self.step.convolutions == Convolutions::Keep => {
                     change.skip(&node, SLOW_CONVOLUTION);
                     new.nodes.push(node);
                 }
@@ -158,7 +153,7 @@ impl Pass<'_> {
         }
         if self.step.convolutions == Convolutions::Stored {
             self.counts.conv +=
-                convolutions::store(graph, seen, self.step, &mut self.names, change)?;
+                convolutions::store(graph, seen, self.step, &OPERATORS, &mut self.names, change)?;
         }
         Ok(())
     }
@@ -253,16 +248,16 @@ impl Pass<'_> {
         node: &NodeProto,
         new: &mut New,
     ) -> Result<Triple, Refusal> {
-        let key = (weight.name.clone(), form.transposed_weight, form.alpha.to_bits());
+        let key = form.key(weight);
         if let Some(triple) = new.weights.get(&key) {
             return Ok(triple.clone());
         }
         let (values, dims) = products::matrix(weight, form);
         // The runtime takes a scale per column for matrices only.
         let per_channel = self.step.granularity == Granularity::PerChannel && dims.len() == 2;
-        let channels = if per_channel { Channels::Last } else { Channels::One };
+        let layout = Layout::of(&dims, per_channel.then_some(1));
         let reduced = self.step.reduce_range == ReduceRange::Always;
-        let quantized = int8::quantize(&values, last(&dims), channels, reduced)
+        let quantized = int8::quantize(&values, layout, reduced)
             .ok_or_else(|| not_finite(&weight.name, node))?;
         let triple = self.triple(&weight.name);
         let shape: &[i64] = if per_channel { &[quantized.scales.len() as i64] } else { &[] };
@@ -277,15 +272,4 @@ impl Pass<'_> {
         new.weights.insert(key, triple.clone());
         Ok(triple)
     }
-}
-
-/// The refusal of a weight that cannot be quantized.
-pub fn not_finite(weight: &str, node: &NodeProto) -> Refusal {
-    let message = format!(
-        "weight {} of node {} ({}) holds NaN or an infinity, which cannot be quantized",
-        quoted(weight),
-        quoted(&node.name),
-        node.op_type
-    );
-    Refusal::new(reason::NOT_FINITE, message)
 }

@@ -12,7 +12,7 @@ use crate::compress::float16_operators::{
     Ability, Kind, ability, declared, halve_attributes, keeps_input, keeps_output, of_type,
     output_kind,
 };
-use crate::compress::{float16, normalise, products};
+use crate::compress::{exclude, float16, normalise};
 use crate::onnx::graph::{self, Names, int, output};
 use crate::onnx::proto::type_proto::Value as Type;
 use crate::onnx::{
@@ -37,7 +37,7 @@ pub fn quantize_float16(
         return Err(crate::compress::change::recipe_invalid(message));
     }
     normalise::normalise(&mut model, &mut Change::default());
-    products::check_excluded(&model, &step.exclude)?;
+    exclude::check(&model, &step.exclude)?;
     let Some(mut main) = model.graph.take() else { return Ok((model, Change::default())) };
     let mut pass = Pass {
         step,

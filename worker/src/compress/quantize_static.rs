@@ -8,7 +8,6 @@
 pub mod parameters;
 pub mod placement;
 pub mod rewrite;
-pub mod transposed;
 
 use std::collections::HashSet;
 
@@ -16,9 +15,8 @@ use lithe::recipe::{Embeddings, Optimize, Quantize};
 
 use crate::compress::calibrate::{self, Feed, Measured, Range};
 use crate::compress::change::{Change, Runner, recipe_invalid};
-use crate::compress::products::check_excluded;
-use crate::compress::{embeddings, opset, optimize};
-use crate::onnx::graph::{self, Constants, Names, output};
+use crate::compress::{convolutions, embeddings, exclude, opset, optimize};
+use crate::onnx::graph::{self, Names, output};
 use crate::onnx::{GraphProto, ModelProto, Refusal, operators};
 use placement::{Placement, Role};
 
@@ -37,7 +35,7 @@ pub fn quantize_static(
     feed: Feed<'_>,
 ) -> Result<(ModelProto, Change), Refusal> {
     let mut change = Change::default();
-    check_excluded(&model, &step.exclude)?;
+    exclude::check(&model, &step.exclude)?;
     // A normalisation that is left would stand between a convolution and its activation.
     let (mut model, _) = optimize::optimize(model, &Optimize::default(), run)?;
     if operators::opset(&model) < OPSET {
@@ -51,15 +49,16 @@ pub fn quantize_static(
     let Some(mut main) = model.graph.take() else { return Ok((model, change)) };
     let gathered = if step.embeddings == Embeddings::PerRow {
         let mut names = Names::of(&main);
-        let seen = constants(&main);
+        let seen = graph::constants(&main);
         embeddings::quantize(&mut main, &seen, step, &mut names, &mut change)?
     } else {
         0
     };
-    let seen = constants(&main);
+    let seen = graph::constants(&main);
     let placement = placement::place(&main, &seen, step, &mut change);
-    if !placement.roles.iter().flatten().any(|role| matches!(role, Role::Conv | Role::Product)) {
-        return Err(no_match(&change));
+    let quantized = placement.roles.iter().flatten();
+    if !quantized.into_iter().any(|role| matches!(role, Role::Conv | Role::Product)) {
+        change.matched_something("quantize.static", "Conv, MatMul or Gemm")?;
     }
     model.graph = Some(main);
     let method = step.calibration.unwrap_or_default();
@@ -75,7 +74,10 @@ pub fn quantize_static(
     report(&main, &placement, gathered, &mut change);
     rewrite::rewrite(&mut main, &seen, &placement, &ranges, step)?;
     let mut names = Names::of(&main);
-    let stored = transposed::store(&mut main, &seen, step, &mut names)?;
+    // Why a ConvTranspose has no 8-bit kernel is told; the bytes are saved all the same.
+    let untold = &mut Change::default();
+    let stored =
+        convolutions::store(&mut main, &seen, step, &["ConvTranspose"], &mut names, untold)?;
     change.did(stored, "ConvTranspose (weights only)");
     change.done.push(format!("ranges by {method:?} from {samples} samples"));
     graph::sweep(&mut main);
@@ -83,22 +85,10 @@ pub fn quantize_static(
     Ok((model, change))
 }
 
-/// The constants that the main graph sees.
-fn constants(graph: &GraphProto) -> Constants {
-    graph.initializer.iter().map(|tensor| (tensor.name.clone(), tensor.clone())).collect()
-}
-
 /// The tensors whose ranges are measured: those with parameters of their own.
 fn measured(placement: &Placement) -> Vec<String> {
     let own = placement.pairs.iter().filter(|pair| pair.like == pair.tensor);
     own.map(|pair| pair.tensor.clone()).collect()
-}
-
-fn no_match(change: &Change) -> Refusal {
-    let all: u64 = change.skipped.iter().map(|skipped| skipped.count).sum();
-    let why =
-        if all == 0 { "it has no Conv, MatMul or Gemm".into() } else { change.skipped_line() };
-    recipe_invalid(format!("quantize.static matched 0 of {all} nodes: {why}"))
 }
 
 /// Notes how many nodes of each operator were quantized, in the order of their first appearance.

@@ -6,11 +6,10 @@ use std::collections::HashMap;
 
 use lithe::recipe::{Embeddings, Quantize};
 
-use crate::compress::change::Change;
+use crate::compress::change::{Change, not_finite};
 use crate::compress::nbits::{self, Layout};
 use crate::compress::products::{self, Form, label};
-use crate::compress::quantize_dynamic::not_finite;
-use crate::compress::{embeddings, normalise};
+use crate::compress::{embeddings, exclude, normalise};
 use crate::onnx::graph::{self, Constants, Names, input, int, output};
 use crate::onnx::{GraphProto, ModelProto, NodeProto, Refusal, TensorProto, operators, weights};
 
@@ -39,7 +38,7 @@ pub fn quantize_weight_only(
     let layout = Layout { bits: step.bits.unwrap_or(BITS), block };
     let mut change = Change::default();
     normalise::normalise(&mut model, &mut Change::default());
-    products::check_excluded(&model, &step.exclude)?;
+    exclude::check(&model, &step.exclude)?;
     let Some(mut main) = model.graph.take() else { return Ok((model, change)) };
     let names = Names::of(&main);
     let opset = operators::opset(&model);
@@ -189,7 +188,7 @@ impl Pass<'_> {
         node: &NodeProto,
         new: &mut New,
     ) -> Result<Blocks, Refusal> {
-        let key = (weight.name.clone(), form.transposed_weight, form.alpha.to_bits());
+        let key = form.key(weight);
         if let Some(blocks) = new.weights.get(&key) {
             return Ok(blocks.clone());
         }

@@ -100,21 +100,12 @@ fn check_gates(gates: &Gates, recipe: &Recipe, has_data: bool) -> Result<(), Err
     }
 }
 
-/// What steps may use besides the model.
-#[derive(Clone, Copy, Debug)]
-pub struct Means<'a> {
-    /// Samples to measure ranges on, where the recipe asks for it.
-    pub calibration: Option<&'a Samples>,
-    /// Threads of one inference.
-    pub threads: usize,
-}
-
-/// Runs one step that [`check`] let through.
+/// Runs one step that [`check`] let through; `calibration` are the samples that ranges are measured on.
 pub fn run(
     model: ModelProto,
     index: usize,
     step: &Step,
-    means: Means<'_>,
+    calibration: Option<&Samples>,
 ) -> Result<(ModelProto, Change), Error> {
     let result = if let Some(step) = &step.optimize {
         optimize::optimize(model, step, &evaluate)
@@ -124,12 +115,12 @@ pub fn run(
         match step.mode {
             QuantizeMode::Dynamic => quantize_dynamic::quantize_dynamic(model, step),
             QuantizeMode::Static => {
-                let Some(samples) = means.calibration else {
+                let Some(samples) = calibration else {
                     let refusal = Refusal::new(reason::DATA_INVALID, NO_CALIBRATION);
                     return Err(Error::refused(refusal, "spec.compression.data"));
                 };
                 quantize_static::quantize_static(model, step, &evaluate, &|model, visit| {
-                    feed::feed(samples, means.threads, model, visit)
+                    feed::feed(samples, model, visit)
                 })
             }
             QuantizeMode::WeightOnly => quantize_weight_only::quantize_weight_only(model, step),

@@ -11,6 +11,11 @@ use super::{walk, weights};
 /// Constants by name. Raw data are shared, so a copy costs no weights.
 pub type Constants = HashMap<String, TensorProto>;
 
+/// The initializers of `graph` by name.
+pub fn constants(graph: &GraphProto) -> Constants {
+    graph.initializer.iter().map(|tensor| (tensor.name.clone(), tensor.clone())).collect()
+}
+
 /// Visits the graphs inside `graph` and then `graph` itself, each with the constants it can see.
 pub fn scopes<E>(
     graph: &mut GraphProto,
@@ -25,7 +30,7 @@ pub fn scopes<E>(
     for output in graph.node.iter().flat_map(|node| &node.output) {
         seen.remove(output);
     }
-    seen.extend(graph.initializer.iter().map(|tensor| (tensor.name.clone(), tensor.clone())));
+    seen.extend(constants(graph));
     for body in graph.node.iter_mut().flat_map(walk::bodies_mut) {
         scopes(body, &seen, visit)?;
     }

@@ -5,14 +5,13 @@
 use lithe::recipe::{Prune, PruneScope};
 
 use crate::compress::change::Change;
-use crate::compress::prune::nothing;
 use crate::compress::prune::weight::{self, Weight};
 use crate::onnx::{GraphProto, ModelProto, Refusal, TensorProto, weights};
 
 /// Zeroes k = round-half-even(sparsity * N) weights: over the model, or in each tensor by itself.
 /// A weight that is zero already counts, so the share is that of the result.
 pub fn prune(model: &mut ModelProto, step: &Prune, change: &mut Change) -> Result<(), Refusal> {
-    let Some(graph) = &mut model.graph else { return Err(nothing(step, change)) };
+    let Some(graph) = &mut model.graph else { return Ok(()) };
     let found = weight::find(graph, step, change);
     let sets: Vec<&[Weight]> = match step.scope {
         PruneScope::Global => vec![found.as_slice()],
@@ -31,7 +30,7 @@ pub fn prune(model: &mut ModelProto, step: &Prune, change: &mut Change) -> Resul
         }
     }
     if zeroed == 0 {
-        return Err(nothing(step, change));
+        return Ok(());
     }
     change.matched = users.iter().map(|(_, count)| count).sum();
     change.done.push(format!("{zeroed} of {all} weights of {} made zero", weight::counted(&users)));

@@ -1,9 +1,8 @@
-//! Scales, zero points and integers of static quantization, bit for bit as
-//! `onnxruntime.quantization` computes them (`compute_scale_zp`, `quantize_nparray`,
+//! Scales, zero points and integers of activations and biases in static quantization, bit for bit as
+//! `onnxruntime.quantization` computes them (`compute_scale_zp`,
 //! `quantize_bias_static_impl`, `_adjust_weight_scale_for_int32_bias`). Knows no graph.
 
 use crate::compress::calibrate::Range;
-use crate::compress::int8;
 
 /// Scale and zero point of an activation in unsigned 8 bits: value = scale * (integer - zero).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,57 +38,6 @@ impl Activation {
         let integer = ((value / scale).round_ties_even() + zero).clamp(0.0, 255.0);
         (integer - zero) * scale
     }
-}
-
-/// Where the channels of a weight lie: row-major as [outer, channels, inner]. One channel stands for
-/// one scale for the whole tensor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Layout {
-    /// Channels, each with a scale.
-    pub channels: usize,
-    /// Numbers that lie together.
-    pub inner: usize,
-}
-
-impl Layout {
-    /// The layout of a tensor of shape `dims` with channels along `axis`; `None` for one scale.
-    pub fn of(dims: &[i64], axis: Option<usize>) -> Self {
-        let size = |dim: &i64| usize::try_from(*dim).unwrap_or(0);
-        match axis {
-            None => Self { channels: 1, inner: dims.iter().map(size).product() },
-            Some(axis) => Self {
-                channels: dims.get(axis).map_or(1, size),
-                inner: dims.iter().skip(axis + 1).map(size).product(),
-            },
-        }
-    }
-
-    fn blocks(self, values: &[f32]) -> impl Iterator<Item = (usize, &[f32])> {
-        let channels = self.channels.max(1);
-        values.chunks(self.inner.max(1)).enumerate().map(move |(at, block)| (at % channels, block))
-    }
-}
-
-/// One scale per channel of `values`, symmetric; `None` when a number is NaN or infinite.
-pub fn weight_scales(values: &[f32], layout: Layout, reduced: bool) -> Option<Vec<f32>> {
-    let mut largest = vec![0.0_f32; layout.channels.max(1)];
-    for (channel, block) in layout.blocks(values) {
-        if let Some(largest) = largest.get_mut(channel) {
-            *largest = block.iter().fold(*largest, |a, b| int8::greater(a, *b));
-        }
-    }
-    let finite = largest.iter().all(|value| value.is_finite());
-    finite.then(|| largest.iter().map(|largest| int8::scale(*largest, reduced)).collect())
-}
-
-/// The integers of `values` under `scales`, in the same order.
-pub fn quantize_weights(values: &[f32], layout: Layout, scales: &[f32]) -> Vec<i8> {
-    let mut integers = Vec::with_capacity(values.len());
-    for (channel, block) in layout.blocks(values) {
-        let scale = scales.get(channel).copied().unwrap_or(1.0);
-        integers.extend(block.iter().map(|value| int8::round(*value, scale)));
-    }
-    integers
 }
 
 /// Raises weight scales until the bias fits into 32 bits under `input` * weight scale.
@@ -152,18 +100,6 @@ mod tests {
         let activation = Activation::of(Range { low: -1.0, high: 1.55 });
         assert_eq!([-9.0, 0.0, 9.0].map(|value| activation.quantize(value)), [0, 100, 255]);
         assert_eq!(activation.round_trip(0.0), 0.0);
-    }
-
-    #[test]
-    fn channels_lie_along_their_axis() {
-        // [2, 2, 2] along axis 1.
-        let values = [1.0, 2.0, 30.0, 40.0, -4.0, 3.0, 20.0, -10.0];
-        let layout = Layout::of(&[2, 2, 2], Some(1));
-        let scales = weight_scales(&values, layout, false).unwrap();
-        assert_eq!(scales, [4.0 / 127.0, 40.0 / 127.0]);
-        let integers = quantize_weights(&values, layout, &scales);
-        assert_eq!(integers, [32, 64, 95, 127, -127, 95, 64, -32]);
-        assert_eq!(weight_scales(&[f32::NAN], Layout::of(&[1], None), false), None);
     }
 
     #[test]

@@ -6,10 +6,11 @@ use std::collections::{HashMap, HashSet};
 
 use lithe::recipe::{Granularity, Quantize, ReduceRange, WeightType};
 
-use super::parameters::{self, Activation, Layout};
+use super::parameters::{self, Activation};
 use super::placement::{self, Pair, Placement, Role};
 use crate::compress::calibrate::Range;
-use crate::compress::quantize_dynamic::not_finite;
+use crate::compress::change::not_finite;
+use crate::compress::int8::{self, Layout};
 use crate::onnx::graph::{self, Constants, Names, float_of, input, int, output};
 use crate::onnx::refusal::quoted;
 use crate::onnx::{GraphProto, NodeProto, Refusal, TensorProto, operators, weights};
@@ -304,8 +305,8 @@ impl Rewriter<'_> {
         }
         let layout = Layout::of(&weight.dims, axis);
         let reduced = self.step.reduce_range == ReduceRange::Always;
-        let mut scales = parameters::weight_scales(&values, layout, reduced)
-            .ok_or_else(|| not_finite(&weight.name, node))?;
+        let mut scales =
+            int8::scales(&values, layout, reduced).ok_or_else(|| not_finite(&weight.name, node))?;
         if let Some(bias) = bias {
             if bias.iter().any(|value| !value.is_finite()) {
                 return Err(not_finite(input(node, 2), node));
@@ -324,7 +325,7 @@ impl Rewriter<'_> {
             WeightType::Unsigned => weights::from_i8_unsigned,
             WeightType::Signed => weights::from_i8,
         };
-        let quantized = parameters::quantize_weights(&values, layout, &scales);
+        let quantized = int8::integers(&values, layout, &scales);
         self.tensors.push(from(&integers, &weight.dims, &quantized));
         self.tensors.push(weights::from_f32(&scale, shape, &scales));
         self.tensors.push(from(&zero, shape, &vec![0; scales.len()]));
