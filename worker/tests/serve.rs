@@ -521,7 +521,7 @@ async fn a_full_queue_refuses_at_once_and_serves_what_it_took() {
     }
     let body = json!({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}]});
     let refused = infer(&running, body.to_string()).await;
-    assert_eq!((refused.status, &refused.headers["retry-after"]), (503, &"1".parse().unwrap()));
+    assert_eq!((refused.status, &refused.headers["retry-after"]), (429, &"1".parse().unwrap()));
     gate.set(true);
     for task in std::iter::once(running_one).chain(taken) {
         assert!(task.await.unwrap().is_ok());

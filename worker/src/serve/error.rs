@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::tensor::TensorError;
 
-/// How long a refused client should wait before it tries again.
+/// How long a refused client should wait where nothing better is known.
 pub const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Why a request was not answered; the text is for the client.
@@ -22,9 +22,14 @@ pub enum InferError {
     /// The protocol knows the feature, this server does not.
     #[error("{0}")]
     Unsupported(String),
-    /// The queue is full; a later try may succeed.
-    #[error("{0}")]
-    Overloaded(String),
+    /// More waits than can be answered in time; a later try may succeed.
+    #[error("{message}")]
+    Overloaded {
+        /// What waits.
+        message: String,
+        /// When a try may succeed.
+        retry: Duration,
+    },
     /// The client's deadline passed before the result was there.
     #[error("{0}")]
     Deadline(String),
@@ -43,10 +48,19 @@ impl InferError {
             Self::Invalid(_) | Self::TooLarge(_) => "invalid",
             Self::NotFound(_) => "not_found",
             Self::Unsupported(_) => "unsupported",
-            Self::Overloaded(_) => "overloaded",
+            Self::Overloaded { .. } => "overloaded",
             Self::Deadline(_) => "deadline",
             Self::Unavailable(_) => "unavailable",
             Self::Internal(_) => "error",
+        }
+    }
+
+    /// How long the client should wait before it tries again; `None` when a try is no use.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Overloaded { retry, .. } => Some(*retry),
+            Self::Unavailable(_) => Some(RETRY_AFTER),
+            _ => None,
         }
     }
 }

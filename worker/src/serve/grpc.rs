@@ -15,7 +15,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 use tonic_health::server::HealthReporter;
 
-use super::error::{InferError, RETRY_AFTER};
+use super::error::InferError;
 use super::metrics::Protocol;
 use super::model::VERSION;
 use super::server::Server;
@@ -72,9 +72,10 @@ impl From<InferError> for Status {
             InferError::Deadline(_) => Self::deadline_exceeded(text),
             InferError::Unavailable(_) => Self::unavailable(text),
             InferError::Internal(_) => Self::internal(text),
-            InferError::Overloaded(_) => {
+            InferError::Overloaded { retry, .. } => {
                 let mut metadata = MetadataMap::new();
-                metadata.insert("grpc-retry-pushback-ms", (RETRY_AFTER.as_millis() as u64).into());
+                let wait = u64::try_from(retry.as_millis()).unwrap_or(u64::MAX).max(1);
+                metadata.insert("grpc-retry-pushback-ms", wait.into());
                 Self::with_metadata(tonic::Code::ResourceExhausted, text, metadata)
             }
         }

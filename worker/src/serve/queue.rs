@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::error::InferError;
+use super::error::{InferError, RETRY_AFTER};
 use super::metrics::Metrics;
 use super::model::Backend;
 use crate::tensor::Tensor;
@@ -127,9 +127,10 @@ impl Queue {
             || (!state.waiting.is_empty() && state.bytes + bytes > self.limits.bytes);
         if full {
             let (requests, bytes) = (state.waiting.len(), state.bytes);
-            return Err(InferError::Overloaded(format!(
-                "the queue is full: {requests} requests with {bytes} bytes wait"
-            )));
+            return Err(InferError::Overloaded {
+                message: format!("the queue is full: {requests} requests with {bytes} bytes wait"),
+                retry: RETRY_AFTER,
+            });
         }
         state.bytes += bytes;
         state.waiting.push_back(Waiting { work, bytes, since: Instant::now(), reply });

@@ -23,6 +23,8 @@ pub struct Request {
     pub outputs: Vec<String>,
     /// When the client stops waiting.
     pub deadline: Option<Instant>,
+    /// The level it asks for, 1 the most urgent; 0 for the default.
+    pub priority: u64,
 }
 
 /// The answer: the outputs by name, in the order that was asked for.
@@ -166,8 +168,12 @@ impl Server {
         } else {
             request.outputs
         };
-        let work =
-            Work { inputs: request.inputs, wanted: wanted.clone(), deadline: request.deadline };
+        let work = Work {
+            inputs: request.inputs,
+            wanted: wanted.clone(),
+            deadline: request.deadline,
+            priority: request.priority,
+        };
         let tensors = loaded.queue.run(work).await?;
         Ok(Response { outputs: wanted.into_iter().zip(tensors).collect() })
     }

@@ -45,7 +45,8 @@ pub fn decode(
         offered(&output.name, &output.parameters)?;
         outputs.push(output.name);
     }
-    let timeout = message.parameters.get("timeout").and_then(micros);
+    let priority = message.parameters.get("priority").and_then(whole).unwrap_or_default();
+    let timeout = message.parameters.get("timeout").and_then(whole);
     let timeout = timeout.and_then(|micros| after_micros(Instant::now(), micros));
     Ok(Request {
         model: message.model_name,
@@ -53,6 +54,7 @@ pub fn decode(
         inputs,
         outputs,
         deadline: [deadline, timeout].into_iter().flatten().min(),
+        priority,
     })
 }
 
@@ -78,10 +80,11 @@ pub fn encode(model: &str, id: String, response: Response) -> ModelInferResponse
     }
 }
 
-fn micros(parameter: &InferParameter) -> Option<u64> {
+/// A whole number, in any of the forms in which clients send it.
+fn whole(parameter: &InferParameter) -> Option<u64> {
     match parameter.parameter_choice.as_ref()? {
-        ParameterChoice::Int64Param(micros) => u64::try_from(*micros).ok(),
-        ParameterChoice::Uint64Param(micros) => Some(*micros),
+        ParameterChoice::Int64Param(number) => u64::try_from(*number).ok(),
+        ParameterChoice::Uint64Param(number) => Some(*number),
         ParameterChoice::StringParam(text) => text.parse().ok(),
         ParameterChoice::BoolParam(_) | ParameterChoice::DoubleParam(_) => None,
     }

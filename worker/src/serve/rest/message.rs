@@ -51,6 +51,8 @@ struct Parameters {
     #[serde(default)]
     timeout: Option<u64>,
     #[serde(default)]
+    priority: u64,
+    #[serde(default)]
     binary_data_size: Option<u64>,
     #[serde(default)]
     binary_data: Option<bool>,
@@ -119,10 +121,20 @@ pub fn decode(
     signature: &Signature,
 ) -> Result<(Request, Form), InferError> {
     let (header, mut binary) = split(headers, body)?;
-    let request = |inputs, outputs, deadline| Request { model, version, inputs, outputs, deadline };
+    let request = |inputs, outputs, deadline, priority| Request {
+        model,
+        version,
+        inputs,
+        outputs,
+        deadline,
+        priority,
+    };
     if header.is_empty() && !binary.is_empty() {
         let inputs = vec![whole(signature, binary)?];
-        return Ok((request(inputs, Vec::new(), None), Form { binary: true, ..Form::default() }));
+        return Ok((
+            request(inputs, Vec::new(), None, 0),
+            Form { binary: true, ..Form::default() },
+        ));
     }
     let message: Message<'_> = serde_json::from_slice(&header).map_err(|error| {
         InferError::Invalid(format!("the request is not what it should be: {error}"))
@@ -147,7 +159,7 @@ pub fn decode(
     }
     let outputs = form.outputs.iter().map(|(name, _)| name.clone()).collect();
     let deadline = parameters.timeout.and_then(|micros| after_micros(Instant::now(), micros));
-    Ok((request(inputs, outputs, deadline), form))
+    Ok((request(inputs, outputs, deadline, parameters.priority), form))
 }
 
 /// The JSON part of `body` and the binary part after it.
