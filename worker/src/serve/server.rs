@@ -168,12 +168,8 @@ impl Server {
         } else {
             request.outputs
         };
-        let work = Work {
-            inputs: request.inputs,
-            wanted: wanted.clone(),
-            deadline: request.deadline,
-            priority: request.priority,
-        };
+        let work =
+            Work { inputs: request.inputs, wanted: wanted.clone(), deadline: request.deadline };
         let tensors = loaded.queue.run(work).await?;
         Ok(Response { outputs: wanted.into_iter().zip(tensors).collect() })
     }
