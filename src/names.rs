@@ -25,6 +25,15 @@ pub const LABEL_ROLE: &str = "lithe.dev/role";
 pub const ROLE_SERVE: &str = "serve";
 /// The role of a compression pod.
 pub const ROLE_COMPRESS: &str = "compress";
+/// The role that a Service selects while its requests go through the gateway. No pod has it: the
+/// cluster's own endpoints become empty, and those that the operator writes are all there are.
+pub const ROLE_GATEWAY: &str = "gateway";
+/// The label of an EndpointSlice with the Service it belongs to.
+pub const LABEL_SERVICE: &str = "kubernetes.io/service-name";
+/// The label of an EndpointSlice with who keeps it.
+pub const LABEL_SLICE_KEEPER: &str = "endpointslice.kubernetes.io/managed-by";
+/// The value of [`LABEL_SLICE_KEEPER`] on ours.
+pub const SLICE_KEEPER: &str = "lithe.dev";
 
 /// The annotation with the digest of the object as the operator last wrote it.
 pub const ANNOTATION_APPLIED: &str = "lithe.dev/applied";
@@ -51,6 +60,10 @@ pub const PORT_HTTP: u16 = 8080;
 pub const PORT_GRPC: u16 = 8081;
 /// `/metrics`, `/livez`, `/readyz`.
 pub const PORT_ADMIN: u16 = 9090;
+
+/// The ports of a gateway pod that are given to models, two to each: the even one for HTTP, the next
+/// for gRPC. Below the ports that kernels give to outgoing connections.
+pub const GATEWAY_PORTS: std::ops::Range<u16> = 20000..30000;
 
 /// Where a pod mounts the model's `pvc://` claim, read only.
 pub const PATH_MODEL_CLAIM: &str = "/mnt/model";
@@ -186,6 +199,20 @@ pub mod reason {
         FIXED = "Fixed";
         /// Somebody else sets the number of replicas.
         EXTERNAL = "External";
+        /// The number of pods follows the measured latency.
+        FOLLOWING = "FollowingLatency";
+        /// The measurements are not enough to decide: the number of pods stays.
+        HOLDING = "Holding";
+        /// No pod tells its measurements: the number of pods stays.
+        METRICS_UNAVAILABLE = "MetricsUnavailable";
+        /// One inference alone takes longer than the target.
+        SLO_INFEASIBLE = "SLOInfeasible";
+        /// More pods are needed than `maxReplicas` allows.
+        SATURATED = "Saturated";
+        /// No request came for long: no pod runs, and the next request starts one.
+        SCALED_TO_ZERO = "ScaledToZero";
+        /// The installation has no gateway that is ready.
+        GATEWAY_UNAVAILABLE = "GatewayUnavailable";
     }
 }
 
@@ -212,6 +239,11 @@ pub fn service(owner: &str, uid: &str) -> String {
         && owner.starts_with(|c: char| c.is_ascii_lowercase())
         && !owner.contains('.');
     if label { owner.to_owned() } else { tailed(owner, uid, "") }
+}
+
+/// The name of the headless Service with the addresses of the pods of `owner`.
+pub fn workers(owner: &str, uid: &str) -> String {
+    child(owner, uid, "-workers")
 }
 
 /// The name of the compression Job of `owner` for `request`.

@@ -80,7 +80,6 @@ use crate::units::{ByteSize, Duration, Percent};
         name = "P95",
         type_ = "string",
         json_path = ".status.latency.p95",
-        priority = 1,
         description = "The 95th percentile of request latency in the last window."
     ),
     printcolumn(
@@ -93,6 +92,7 @@ use crate::units::{ByteSize, Duration, Percent};
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.scaling) || self.scaling.minReplicas > 0 || !has(self.traffic) || !has(self.traffic.mode) || self.traffic.mode != 'Direct'").message("minReplicas 0 needs the gateway, which keeps requests while the first pod starts: leave traffic.mode out, or set scaling.minReplicas: 1").field_path(".traffic.mode"))]
 pub struct ModelDeploymentSpec {
     /// Where the model comes from.
     pub model: Model,
@@ -374,6 +374,10 @@ fn one() -> u32 {
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("!has(self.maxReplicas) || self.minReplicas <= self.maxReplicas").message("scaling.minReplicas must not be above scaling.maxReplicas"))]
 #[x_kube(validation = Rule::new("!has(self.maxReplicas) || self.minReplicas == self.maxReplicas || has(self.latency) || (has(self.mode) && self.mode == 'External')").message("a range of replicas needs something that scales: give scaling.latency, or mode: External"))]
+#[x_kube(validation = Rule::new("self.minReplicas > 0 || has(self.latency) || (has(self.mode) && self.mode == 'External')").message("minReplicas 0 needs something that starts a pod again: give scaling.latency, or mode: External").field_path(".minReplicas"))]
+#[x_kube(validation = Rule::new("!has(self.mode) || self.mode != 'Latency' || has(self.latency)").message("mode: Latency needs the target: give scaling.latency").field_path(".latency"))]
+#[x_kube(validation = Rule::new("!has(self.idleAfter) || (duration(self.idleAfter) >= duration('5s') && duration(self.idleAfter) <= duration('24h'))").message("must be between 5s and 24h").field_path(".idleAfter"))]
+#[x_kube(validation = Rule::new("!has(self.holdFor) || (duration(self.holdFor) >= duration('5s') && duration(self.holdFor) <= duration('24h'))").message("must be between 5s and 24h").field_path(".holdFor"))]
 pub struct Scaling {
     /// Who sets the number of pods; Latency when `latency` is given, else Fixed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -389,11 +393,26 @@ pub struct Scaling {
     /// The latency that requests must meet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latency: Option<LatencyTarget>,
+    /// How long a need must have been over before pods go; by default a minute, or as long as a pod
+    /// takes to start where that is longer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold_for: Option<Duration>,
+    /// With `minReplicas: 0`: how long no request may have come before the last pod goes; 5m by
+    /// default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_after: Option<Duration>,
 }
 
 impl Default for Scaling {
     fn default() -> Self {
-        Self { mode: None, min_replicas: 1, max_replicas: None, latency: None }
+        Self {
+            mode: None,
+            min_replicas: 1,
+            max_replicas: None,
+            latency: None,
+            hold_for: None,
+            idle_after: None,
+        }
     }
 }
 
@@ -405,6 +424,25 @@ impl Scaling {
             (None, Some(_)) => ScalingMode::Latency,
             (None, None) => ScalingMode::Fixed,
         }
+    }
+
+    /// The largest number of pods; at least one, or nothing would ever serve.
+    pub fn most(&self) -> u32 {
+        self.max_replicas.unwrap_or(self.min_replicas).max(self.min_replicas).max(1)
+    }
+}
+
+impl ModelDeploymentSpec {
+    /// The way of requests: what `traffic.mode` says; else through the gateway where pods come and
+    /// go, and straight to the pods where their number is fixed.
+    pub fn traffic_mode(&self) -> TrafficMode {
+        let scaling = &self.scaling;
+        let moves = scaling.mode() == ScalingMode::Latency && scaling.most() > 1;
+        self.traffic.mode.unwrap_or(if moves || scaling.min_replicas == 0 {
+            TrafficMode::Gateway
+        } else {
+            TrafficMode::Direct
+        })
     }
 }
 
