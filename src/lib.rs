@@ -1,13 +1,15 @@
 //! The vocabulary of Lithe: every type, name and file format on which two of its processes agree.
 //!
 //! Read in this order: [`spec`] is what a user declares, [`recipe`] what the operator hands to the
-//! compression Job, [`artifact`] what the Job hands back, [`status`] what the user reads, [`names`]
-//! what everything is called. Nothing here does I/O, knows a client, or asks what time it is.
+//! compression Job, [`artifact`] what the Job hands back, [`status`] what the user reads, [`latency`]
+//! what autoscaling counts, [`names`] what everything is called. Nothing here does I/O, knows a
+//! client, or asks what time it is.
 
 pub mod artifact;
 pub mod digest;
 #[cfg(feature = "grpc")]
 pub mod inference;
+pub mod latency;
 pub mod names;
 pub mod recipe;
 #[cfg(feature = "crd")]
