@@ -4,6 +4,7 @@ pub mod accept;
 pub mod compress;
 pub mod failure;
 pub mod rollout;
+pub mod scale;
 
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
