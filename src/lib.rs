@@ -2,11 +2,12 @@
 //!
 //! Read in this order: [`spec`] is what a user declares, [`recipe`] what the operator hands to the
 //! compression Job, [`artifact`] what the Job hands back, [`status`] what the user reads, [`latency`]
-//! what autoscaling counts, [`names`] what everything is called. Nothing here does I/O, knows a
-//! client, or asks what time it is.
+//! what autoscaling counts, [`gateway`] what the gateway is told and tells, [`names`] what everything
+//! is called. Nothing here does I/O, knows a client, or asks what time it is.
 
 pub mod artifact;
 pub mod digest;
+pub mod gateway;
 #[cfg(feature = "grpc")]
 pub mod inference;
 pub mod latency;

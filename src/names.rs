@@ -34,6 +34,11 @@ pub const LABEL_SERVICE: &str = "kubernetes.io/service-name";
 pub const LABEL_SLICE_KEEPER: &str = "endpointslice.kubernetes.io/managed-by";
 /// The value of [`LABEL_SLICE_KEEPER`] on ours.
 pub const SLICE_KEEPER: &str = "lithe.dev";
+/// The role of the headless Service of a model's workers, and so of its EndpointSlices: what the
+/// gateway watches. The Service that clients use must not carry it.
+pub const ROLE_WORKERS: &str = "workers";
+/// The label of a headless Service, and so of its EndpointSlices, with what its workers serve.
+pub const LABEL_REVISION: &str = "lithe.dev/revision";
 
 /// The annotation with the digest of the object as the operator last wrote it.
 pub const ANNOTATION_APPLIED: &str = "lithe.dev/applied";
@@ -60,6 +65,8 @@ pub const PORT_HTTP: u16 = 8080;
 pub const PORT_GRPC: u16 = 8081;
 /// `/metrics`, `/livez`, `/readyz`.
 pub const PORT_ADMIN: u16 = 9090;
+/// The gateway's `/metrics`, `/livez`, `/readyz`, `/configuration`, `/demand` and `/signals`.
+pub const PORT_GATEWAY_ADMIN: u16 = 9091;
 
 /// The ports of a gateway pod that are given to models, two to each: the even one for HTTP, the next
 /// for gRPC. Below the ports that kernels give to outgoing connections.

@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::Digest;
 use crate::artifact::Made;
+use crate::gateway::RevisionWeight;
+use crate::spec::TrafficMode;
 
 /// What the operator saw and did.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -56,6 +58,9 @@ pub struct ModelDeploymentStatus {
     /// The last change of the number of pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_scale: Option<LastScale>,
+    /// The way of requests, and the gateway's ports for the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traffic: Option<TrafficStatus>,
     /// The last failure of a pod or Job, in the words of the cluster. Kept until a newer one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_failure: Option<Failure>,
@@ -223,6 +228,26 @@ pub struct LatencyStatus {
     pub p99: String,
     /// The length of the window.
     pub window: String,
+}
+
+/// The way of requests.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TrafficStatus {
+    /// Where the Service leads now.
+    pub mode: TrafficMode,
+    /// The port of every gateway pod for the model's HTTP requests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http_port: Option<u16>,
+    /// The port of every gateway pod for the model's gRPC requests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grpc_port: Option<u16>,
+    /// The shares of the revisions, while more than one is served.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub weights: Vec<RevisionWeight>,
+    /// Since when the Service leads there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
 }
 
 /// The last change of the number of pods.

@@ -57,6 +57,7 @@ pub fn report(
         replicas: progress.replicas,
         ready_replicas: progress.ready,
         updated_replicas: progress.updated,
+        traffic: before.traffic.clone(),
         replicas_text: Some(format!("{}/{}", progress.ready, plan.replicas)),
         selector: Some(format!("{LABEL_UID}={},{LABEL_ROLE}={ROLE_SERVE}", uid(model))),
         latency: None,
