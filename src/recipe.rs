@@ -7,6 +7,7 @@ mod finetune;
 mod gates;
 mod prune;
 mod quantize;
+mod target;
 
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +23,7 @@ pub use quantize::{
     Calibration, Convolutions, Embeddings, Granularity, Quantize, QuantizeMode, ReduceRange,
     WeightType,
 };
+pub use target::Target;
 
 /// One whole compression: the steps, the gates and the seed of everything random.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -39,6 +41,9 @@ pub struct Recipe {
     /// Search for the steps instead of naming them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub objective: Option<Objective>,
+    /// Where the artifact will run; X64 by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<Target>,
     /// The seed of every random choice (split, shuffling). The same seed gives the same bytes.
     #[serde(default)]
     pub seed: u64,
@@ -98,10 +103,11 @@ impl Step {
     }
 
     /// What no model could mend: the path of each field within the step, the value seen and what to
-    /// do. Both the operator and the worker refuse it.
-    pub fn faults(&self) -> Vec<(String, String)> {
+    /// do on `target`. Both the operator and the worker refuse it.
+    pub fn faults(&self, target: Target) -> Vec<(String, String)> {
         let prune = self.prune.iter().flat_map(Prune::faults).map(|fault| ("prune", fault));
-        let quantize = self.quantize.iter().flat_map(Quantize::faults);
+        let quantize = self.quantize.iter();
+        let quantize = quantize.flat_map(|q| q.faults().into_iter().chain(q.faults_on(target)));
         let all = prune.chain(quantize.map(|fault| ("quantize", fault)));
         all.map(|(step, (field, what))| (format!("{step}.{field}"), what)).collect()
     }

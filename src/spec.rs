@@ -13,7 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Digest;
-use crate::recipe::{Evaluation, Gates, Objective, Recipe, Step};
+use crate::recipe::{Evaluation, Gates, Objective, Recipe, Step, Target};
 use crate::status::ModelDeploymentStatus;
 use crate::units::{ByteSize, Duration, Percent};
 
@@ -177,6 +177,12 @@ pub struct Compression {
     /// Search for the steps instead of naming them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub objective: Option<Objective>,
+    /// Where the artifact will run, which decides about the form of 8-bit numbers. By default what
+    /// `placement` says: TensorRT for `runtime.engine: TensorRT`, Arm64 for the node selector
+    /// `kubernetes.io/arch: arm64`, X64Vnni for a node selector with one of node feature discovery's
+    /// labels `feature.node.kubernetes.io/cpu-cpuid.{AVX512VNNI,AVXVNNI,AMXINT8}`, else X64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<Target>,
     /// The seed of every random choice.
     #[serde(default)]
     #[schemars(range(min = 0, max = 9007199254740991_u64))]
@@ -189,16 +195,41 @@ pub struct Compression {
     pub deadline: Duration,
 }
 
-impl Compression {
-    /// The recipe of the Job.
-    pub fn recipe(&self) -> Recipe {
-        Recipe {
-            steps: self.steps.clone(),
-            gates: self.gates.clone(),
-            evaluation: self.evaluation.clone(),
-            objective: self.objective.clone(),
-            seed: self.seed,
-        }
+impl ModelDeploymentSpec {
+    /// The recipe of the Job, when there is something to compress.
+    pub fn recipe(&self) -> Option<Recipe> {
+        let compression = self.compression.as_ref()?;
+        // Left out where it is the default, so that recipes without it keep their address.
+        let target = Some(self.target()).filter(|target| *target != Target::default());
+        Some(Recipe {
+            steps: compression.steps.clone(),
+            gates: compression.gates.clone(),
+            evaluation: compression.evaluation.clone(),
+            objective: compression.objective.clone(),
+            target,
+            seed: compression.seed,
+        })
+    }
+
+    /// Where the artifact will run: as declared, else as the placement says.
+    pub fn target(&self) -> Target {
+        const VNNI: [&str; 3] = ["AVX512VNNI", "AVXVNNI", "AMXINT8"];
+        let declared = self.compression.as_ref().and_then(|compression| compression.target);
+        let selects = |label: &str, value: &str| {
+            self.placement.node_selector.get(label).is_some_and(|seen| seen == value)
+        };
+        let feature = |name| format!("feature.node.kubernetes.io/cpu-cpuid.{name}");
+        declared.unwrap_or_else(|| {
+            if self.runtime.engine == Engine::TensorRT {
+                Target::TensorRT
+            } else if selects("kubernetes.io/arch", "arm64") {
+                Target::Arm64
+            } else if VNNI.iter().any(|name| selects(&feature(name), "true")) {
+                Target::X64Vnni
+            } else {
+                Target::X64
+            }
+        })
     }
 }
 

@@ -86,10 +86,10 @@ def run(model: Path, recipe: object, out: Path, data: Path | None = None) -> sub
 
 
 def compress(
-    model: Path, steps: list[object], out: Path, data: Path, evaluation: dict = HARDLY_MEASURED
+    model: Path, steps: list[object], out: Path, data: Path, evaluation: dict = HARDLY_MEASURED, **recipe: object
 ) -> dict:
     """Compresses a model and returns its Manifest; fails when the command does."""
-    done = run(model, {"steps": steps, "evaluation": evaluation}, out, data)
+    done = run(model, {"steps": steps, "evaluation": evaluation} | recipe, out, data)
     assert done.returncode == 0, f"exit code {done.returncode}\n{done.stderr[-2000:]}"
     assert (out / "model.onnx").is_file(), "no model.onnx was written"
     return json.loads((out / "manifest.json").read_text())

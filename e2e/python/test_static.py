@@ -114,13 +114,20 @@ class Net:
         return (random.standard_t(3, size=(count, *self.shape))).astype(np.float32)
 
 
-def static(model: Path, samples: np.ndarray, out: Path, evaluation: np.ndarray | None = None, **options: object) -> Path:
+def static(
+    model: Path,
+    samples: np.ndarray,
+    out: Path,
+    evaluation: np.ndarray | None = None,
+    target: str = "X64Vnni",
+    **options: object,
+) -> Path:
     """Lithe's static quantization, calibrated on `samples`; returns the model file."""
     data = out.with_suffix(".npz")
     judged = samples if evaluation is None else evaluation
     np.savez(data, **{"calibration/x": samples, "evaluation/x": judged})
-    step = {"quantize": {"mode": "Static", "weights": "Signed", "calibration": "MinMax", **options}}
-    compress(model, [step], out, data)
+    step = {"quantize": {"mode": "Static", "calibration": "MinMax", **options}}
+    compress(model, [step], out, data, target=target)
     return out / "model.onnx"
 
 
@@ -335,6 +342,59 @@ def test_generated_shapes_have_onnxruntimes_numbers(per_channel: bool, reduce: b
     assert "QLinearConv" in (ops := fused(ours, tmp_path)) and "QGemm" in ops and "QLinearGlobalAveragePool" in ops
     new = net.samples(8, 40 + seed)
     np.testing.assert_array_equal(answers(ours, new), answers(without_last_pair(theirs), new))
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize(
+    ("target", "options"),
+    [
+        ("Arm64", {"activation_type": QuantType.QInt8}),
+        (
+            "TensorRT",
+            {
+                "activation_type": QuantType.QInt8,
+                "extra_options": {"ActivationSymmetric": True, "QuantizeBias": False},
+            },
+        ),
+    ],
+)
+@pytest.mark.parametrize("net", [conv_net(group=3), residual_net(), gemm_net(True, True)], ids=["conv", "residual", "gemm"])
+def test_other_targets_have_onnxruntimes_numbers_under_its_options(
+    net: Net, target: str, options: dict, per_channel: bool, tmp_path: Path
+):
+    model, samples = net.save(tmp_path / "model.onnx"), net.samples()
+    ours = static(model, samples, tmp_path / "out", target=target, granularity=GRANULARITY[per_channel])
+    theirs = reference(model, samples, tmp_path / "ort.onnx", per_channel=per_channel, **options)
+    # The reference gives MaxPool's output its input's scale, TensorRT gets none in between.
+    assert same_bits(ours, theirs, "^t7_0_" if target == "TensorRT" else "$^") >= 7
+    signed = {one.dtype for name, one in constants(ours).items() if name.endswith("_zero_point")}
+    assert signed <= {np.dtype(np.int8), np.dtype(np.int32)}, signed
+    assert likeness(ours, model, samples) > 0.95
+
+
+def test_signed_weights_give_up_a_bit_where_the_target_saturates(tmp_path: Path):
+    net = conv_net()
+    model, samples = net.save(tmp_path / "model.onnx"), net.samples()
+    ours = static(model, samples, tmp_path / "out", target="X64", weights="Signed")
+    theirs = reference(model, samples, tmp_path / "ort.onnx", per_channel=True, reduce_range=True)
+    assert same_bits(ours, theirs) >= 7
+    unsigned = static(model, samples, tmp_path / "default", target="X64")
+    assert constants(unsigned)["w0_quantized"].dtype == np.uint8
+
+
+def test_tensorrt_adds_in_floats_what_it_fuses_itself(tmp_path: Path):
+    net = residual_net()
+    ours = static(net.save(tmp_path / "model.onnx"), net.samples(), tmp_path / "out", target="TensorRT")
+    graph = onnx.load(ours).graph
+    makers = {name: node.op_type for node in graph.node for name in node.output}
+    for node in graph.node:
+        kinds = [makers.get(name, "") for name in node.input]
+        if node.op_type == "Conv":
+            assert kinds[:2] == ["DequantizeLinear"] * 2 and kinds[2:] == [""], kinds
+        if node.op_type == "QuantizeLinear":
+            assert kinds[0] != "Conv"
+        if node.op_type == "Add":
+            assert sorted(kinds) == ["Conv", "DequantizeLinear"]
 
 
 def test_the_percentile_is_onnxruntimes(tmp_path: Path):

@@ -115,13 +115,13 @@ pub struct Quantize {
     #[serde(default)]
     pub convolutions: Convolutions,
     /// How the 8-bit weights of matrix products, and of convolutions with `mode: Static`, are stored;
-    /// Unsigned by default.
-    #[serde(default)]
-    pub weights: WeightType,
-    /// Whether weights give up one bit for processors that saturate; only useful with `weights: Signed`.
-    /// Never by default.
-    #[serde(default)]
-    pub reduce_range: ReduceRange,
+    /// as the target wants it by default: Unsigned on X64, else Signed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<WeightType>,
+    /// Whether weights give up one bit for processors that saturate; as the target wants it by default:
+    /// Always for signed weights on X64, else Never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reduce_range: Option<ReduceRange>,
     /// Bits of a weight, 4 or 8; only with `mode: WeightOnly`. 4 by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "crd", schemars(range(min = 4, max = 8)))]
@@ -145,8 +145,8 @@ impl Quantize {
             ("calibration", self.calibration.is_some(), &[Static][..]),
             ("granularity", self.granularity != default.granularity, &[Dynamic, Static]),
             ("convolutions", self.convolutions != default.convolutions, &[Dynamic]),
-            ("weights", self.weights != default.weights, &[Dynamic, Static]),
-            ("reduceRange", self.reduce_range != default.reduce_range, &[Dynamic, Static]),
+            ("weights", self.weights.is_some(), &[Dynamic, Static]),
+            ("reduceRange", self.reduce_range.is_some(), &[Dynamic, Static]),
             ("bits", self.bits.is_some(), &[WeightOnly]),
             ("blockSize", self.block_size.is_some(), &[WeightOnly]),
         ];

@@ -303,9 +303,11 @@ fn run_steps(
 ) -> Result<Stepped, Error> {
     let mut stepped = Stepped::default();
     let mut size = original_size;
+    let target = request.recipe.target.unwrap_or_default();
+    let means = steps::Means { calibration, target };
     for (index, step) in request.recipe.steps.iter().enumerate() {
         progress(Progress::Step { index, name: step.name() });
-        let (next, change) = steps::run(model, index, step, calibration)?;
+        let (next, change) = steps::run(model, index, step, means)?;
         model = next;
         steps::stamp(&mut model);
         let bytes = graph::serialise(&model);

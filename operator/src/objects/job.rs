@@ -112,7 +112,7 @@ fn pod_spec(model: &ModelDeployment, config: &Config) -> k8s_openapi::api::core:
     let (volume, mount) = pod::scratch("16Gi");
     inputs.volumes.push(volume);
     inputs.mounts.push(mount);
-    let recipe = compression.map(lithe::spec::Compression::recipe).unwrap_or_default();
+    let recipe = model.spec.recipe().unwrap_or_default();
     let mut container = pod::container(CONTAINER_COMPRESS, config, inputs.arguments);
     container.env = Some(vec![EnvVar {
         name: ENV_RECIPE.into(),

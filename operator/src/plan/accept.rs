@@ -3,7 +3,7 @@
 //! A field that is not honoured is never ignored: KServe's silence about such fields is the
 //! complaint this file answers.
 
-use lithe::recipe::{Quantize, QuantizeMode};
+use lithe::recipe::{Quantize, QuantizeMode, Target};
 use lithe::spec::{
     Compression, Engine, ModelDeploymentSpec, ModelFormat, Protocol, RolloutStrategy, ScalingMode,
     TrafficMode,
@@ -30,7 +30,7 @@ pub fn refused(spec: &ModelDeploymentSpec) -> Vec<Refused> {
         refuse("spec.model.format", seen);
     }
     if let Some(compression) = &spec.compression {
-        steps(compression, &mut refuse);
+        steps(compression, spec.target(), &mut refuse);
     }
     serving(spec, &mut refuse);
     scaling(spec, &mut refuse);
@@ -47,7 +47,7 @@ fn source(path: &str, uri: &str, refuse: &mut impl FnMut(&str, String)) {
     }
 }
 
-fn steps(compression: &Compression, refuse: &mut impl FnMut(&str, String)) {
+fn steps(compression: &Compression, target: Target, refuse: &mut impl FnMut(&str, String)) {
     if let Some(data) = &compression.data {
         source("spec.compression.data.uri", &data.uri, refuse);
     }
@@ -59,7 +59,7 @@ fn steps(compression: &Compression, refuse: &mut impl FnMut(&str, String)) {
         if step.finetune.is_some() {
             refuse(&path("finetune"), "fine-tuning is not there yet; remove the step".into());
         }
-        for (field, what) in step.faults() {
+        for (field, what) in step.faults(target) {
             refuse(&path(&field), what);
         }
         let calibrates = |quantize: &Quantize| quantize.mode == QuantizeMode::Static;

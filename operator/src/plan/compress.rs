@@ -54,7 +54,7 @@ impl JobState {
 pub fn request(spec: &ModelDeploymentSpec) -> Digest {
     let made = spec.compression.as_ref().map(|compression| {
         serde_json::json!({
-            "recipe": compression.recipe(),
+            "recipe": spec.recipe(),
             "data": compression.data.as_ref().map(|data| (&data.uri, &data.digest)),
         })
     });
@@ -224,6 +224,8 @@ mod tests {
         ];
         let other = [
             base.replace("a.onnx", "b.onnx"),
+            base.replace("steps", "target: Arm64, steps"),
+            format!("{base}placement: {{nodeSelector: {{kubernetes.io/arch: arm64}}}}\n"),
             base.replace("steps", "seed: 7, steps"),
             base.replace("steps", "data: {uri: pvc://m/d.npz}, steps"),
         ];

@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use lithe::names::reason;
 use lithe::recipe::Calibration;
 
+use crate::compress::quantize_static::parameters::Integers;
 use crate::onnx::graph::{self, Names};
 use crate::onnx::refusal::quoted;
 use crate::onnx::{GraphProto, ModelProto, Refusal, ValueInfoProto};
@@ -40,6 +41,9 @@ impl Range {
     /// The range without any value; every value widens it.
     const EMPTY: Self = Self { low: f32::INFINITY, high: f32::NEG_INFINITY };
 
+    /// Zero alone.
+    pub const ZERO: Self = Self { low: 0.0, high: 0.0 };
+
     /// The range with zero in it, as every quantized range has it; of nothing, zero alone.
     pub fn with_zero(self) -> Self {
         Self { low: self.low.min(0.0), high: self.high.max(0.0) }
@@ -64,6 +68,15 @@ pub struct Measured {
     pub samples: usize,
 }
 
+/// How ranges are chosen, and for which integers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Method {
+    /// How.
+    pub calibration: Calibration,
+    /// What the ranges are mapped onto.
+    pub integers: Integers,
+}
+
 /// Measures the ranges of `tensors`, 32-bit floats of the main graph of `model`, by `method`.
 ///
 /// # Errors
@@ -71,11 +84,11 @@ pub struct Measured {
 pub fn calibrate(
     model: &ModelProto,
     tensors: &[String],
-    method: Calibration,
+    method: Method,
     feed: Feed<'_>,
 ) -> Result<Measured, Refusal> {
     let (watched, names) = watch(model, tensors);
-    let averaged = method == Calibration::MovingAverage;
+    let averaged = method.calibration == Calibration::MovingAverage;
     let mut ranges: HashMap<String, Range> = HashMap::new();
     let samples = feed(&watched, &mut |name, tensor| {
         let Some(tensor_name) = names.get(name) else { return Ok(()) };
@@ -87,7 +100,7 @@ pub fn calibrate(
         *known = if averaged { average(*known, seen) } else { known.union(seen) };
         Ok(())
     })?;
-    if !matches!(method, Calibration::MinMax | Calibration::MovingAverage) {
+    if !matches!(method.calibration, Calibration::MinMax | Calibration::MovingAverage) {
         narrow(&watched, &names, &mut ranges, method, feed)?;
     }
     Ok(Measured { ranges, samples })
@@ -158,12 +171,12 @@ fn narrow(
     watched: &ModelProto,
     names: &HashMap<String, String>,
     ranges: &mut HashMap<String, Range>,
-    method: Calibration,
+    Method { calibration, integers }: Method,
     feed: Feed<'_>,
 ) -> Result<(), Refusal> {
     let mut histograms: HashMap<&str, Histogram> = ranges
         .iter()
-        .filter_map(|(name, range)| Some((name.as_str(), histogram_for(method, *range)?)))
+        .filter_map(|(name, range)| Some((name.as_str(), histogram_for(calibration, *range)?)))
         .collect();
     feed(watched, &mut |name, tensor| {
         let Some(histogram) = names.get(name).and_then(|name| histograms.get_mut(name.as_str()))
@@ -171,7 +184,7 @@ fn narrow(
             return Ok(());
         };
         for value in floats(tensor) {
-            match method {
+            match calibration {
                 // Zero is exact whatever the scale, so it says nothing about the best one; counted,
                 // the many zeros after a Relu would outweigh all the rest.
                 Calibration::Entropy if value == 0.0 => {}
@@ -185,9 +198,11 @@ fn narrow(
         .iter()
         .filter_map(|(name, histogram)| {
             let seen = *ranges.get(*name)?;
-            let found = match method {
+            let found = match calibration {
                 Calibration::Percentile => thresholds::percentile(histogram, seen),
-                Calibration::MeanSquaredError => thresholds::mean_squared_error(histogram, seen),
+                Calibration::MeanSquaredError => {
+                    thresholds::mean_squared_error(histogram, seen, integers)
+                }
                 _ => thresholds::entropy(histogram, seen),
             };
             Some(((*name).to_owned(), found))
@@ -246,6 +261,7 @@ mod tests {
             }
             Ok(values.len())
         };
+        let method = Method { calibration: method, integers: Integers::Unsigned };
         let measured = calibrate(&model(), &["y".into()], method, &feed)?;
         assert_eq!(measured.samples, values.len());
         Ok(measured.ranges["y"])

@@ -123,10 +123,12 @@ fn plan(request: &Request) -> Result<String, Error> {
     })?;
     let splits = splits(request, &loaded.model)?;
     let calibration = splits.as_ref().and_then(|splits| splits.calibration.as_ref());
+    let target = request.recipe.target.unwrap_or_default();
+    let means = steps::Means { calibration, target };
     let mut model = loaded.model;
     let mut text = String::new();
     for (index, step) in request.recipe.steps.iter().enumerate() {
-        let (next, change) = steps::run(model, index, step, calibration)?;
+        let (next, change) = steps::run(model, index, step, means)?;
         text.push_str(&format!("{}: {}\n", step.name(), change.summary()));
         for skipped in &change.skipped {
             let nodes = if skipped.nodes.is_empty() {

@@ -42,7 +42,7 @@ impl Layout {
         Self { channels: count / inner, inner }
     }
 
-    fn blocks(self, values: &[f32]) -> impl Iterator<Item = (usize, &[f32])> {
+    fn blocks<T>(self, values: &[T]) -> impl Iterator<Item = (usize, &[T])> {
         let channels = self.channels.max(1);
         values.chunks(self.inner.max(1)).enumerate().map(move |(at, block)| (at % channels, block))
     }
@@ -76,6 +76,16 @@ pub fn integers(values: &[f32], layout: Layout, scales: &[f32]) -> Vec<i8> {
         integers.extend(block.iter().map(|value| round(*value, scale)));
     }
     integers
+}
+
+/// The numbers that `integers` stand for under `scales`, in the same order.
+pub fn floats(integers: &[i8], layout: Layout, scales: &[f32]) -> Vec<f32> {
+    let mut floats = Vec::with_capacity(integers.len());
+    for (channel, block) in layout.blocks(integers) {
+        let scale = scales.get(channel).copied().unwrap_or(1.0);
+        floats.extend(block.iter().map(|value| f32::from(*value) * scale));
+    }
+    floats
 }
 
 /// The larger magnitude; NaN wins, so that it is seen.

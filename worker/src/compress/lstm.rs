@@ -83,7 +83,7 @@ fn store(
     let per_channel = step.granularity == Granularity::PerChannel;
     let width = if per_channel { size(inputs) } else { size(outputs) * size(inputs) };
     let floats = weights::to_f32(weight).unwrap_or_default();
-    let reduced = step.reduce_range == ReduceRange::Always;
+    let reduced = step.reduce_range == Some(ReduceRange::Always);
     let quantized = int8::quantize(&floats, Layout::rows(floats.len(), width), reduced)
         .ok_or_else(|| not_finite(&weight.name, node))?;
     let matrix = (size(outputs) * size(inputs)).max(1);
@@ -97,7 +97,7 @@ fn store(
         .map(|what| names.fresh(&format!("{}_{what}", weight.name)));
     let shape: &[i64] = if per_channel { &[directions, outputs] } else { &[directions] };
     let zeros = vec![0; quantized.scales.len()];
-    let stored = match step.weights {
+    let stored = match step.weights.unwrap_or_default() {
         WeightType::Unsigned => weights::from_i8_unsigned,
         WeightType::Signed => weights::from_i8,
     };

@@ -256,13 +256,13 @@ impl Pass<'_> {
         // The runtime takes a scale per column for matrices only.
         let per_channel = self.step.granularity == Granularity::PerChannel && dims.len() == 2;
         let layout = Layout::of(&dims, per_channel.then_some(1));
-        let reduced = self.step.reduce_range == ReduceRange::Always;
+        let reduced = self.step.reduce_range == Some(ReduceRange::Always);
         let quantized = int8::quantize(&values, layout, reduced)
             .ok_or_else(|| not_finite(&weight.name, node))?;
         let triple = self.triple(&weight.name);
         let shape: &[i64] = if per_channel { &[quantized.scales.len() as i64] } else { &[] };
         let zeros = vec![0_i8; quantized.scales.len()];
-        let stored = match self.step.weights {
+        let stored = match self.step.weights.unwrap_or_default() {
             WeightType::Unsigned => weights::from_i8_unsigned,
             WeightType::Signed => weights::from_i8,
         };

@@ -1,39 +1,45 @@
 //! The step `quantize: {mode: Static}`: convolutions and matrix products in 8 bits throughout, with
 //! ranges measured on calibration data.
 //!
-//! Writes QuantizeLinear and DequantizeLinear only where the runtime fuses them into 8-bit kernels;
-//! anywhere else they would cost time and accuracy. The numbers are those of
-//! `onnxruntime.quantization.quantize_static`.
+//! Writes QuantizeLinear and DequantizeLinear only where the target's runtime fuses them into 8-bit
+//! kernels; anywhere else they would cost time and accuracy. The numbers are those of
+//! `onnxruntime.quantization.quantize_static` under the same options.
 
 pub mod parameters;
 pub mod placement;
 pub mod rewrite;
+pub mod tensorrt;
+pub mod weight;
 
 use std::collections::HashSet;
 
-use lithe::recipe::{Embeddings, Optimize, Quantize};
+use lithe::recipe::{Embeddings, Optimize, Quantize, Target};
 
-use crate::compress::calibrate::{self, Feed, Measured, Range};
+use crate::compress::calibrate::{self, Feed, Measured, Method, Range};
 use crate::compress::change::{Change, Runner, recipe_invalid};
 use crate::compress::{convolutions, embeddings, exclude, opset, optimize};
 use crate::onnx::graph::{self, Names, output};
 use crate::onnx::{GraphProto, ModelProto, Refusal, operators};
+use parameters::Integers;
 use placement::{Placement, Role};
+use rewrite::Decided;
+use weight::Rounded;
 
 /// The first operator set with scales per channel in QuantizeLinear and DequantizeLinear.
 const OPSET: i64 = 13;
 
-/// Quantizes `model`: `run` computes constants, `feed` runs calibration samples.
+/// Quantizes `model` for `target`: `run` computes constants, `feed` runs calibration samples.
 ///
 /// # Errors
 /// `RecipeInvalid` when nothing matches, `exclude` names no node or the operator set is too old;
 /// `NotFinite` for weights or activations that are NaN or infinite; what `feed` says.
 pub fn quantize_static(
     model: ModelProto,
-    step: &Quantize,
+    (step, target): (&Quantize, Target),
     run: Runner<'_>,
     feed: Feed<'_>,
 ) -> Result<(ModelProto, Change), Refusal> {
+    let step = &step.decided_for(target);
     let mut change = Change::default();
     exclude::check(&model, &step.exclude)?;
     // A normalisation that is left would stand between a convolution and its activation.
@@ -47,7 +53,8 @@ pub fn quantize_static(
         })?;
     }
     let Some(mut main) = model.graph.take() else { return Ok((model, change)) };
-    let gathered = if step.embeddings == Embeddings::PerRow {
+    // TensorRT expands no table of 8-bit rows.
+    let gathered = if step.embeddings == Embeddings::PerRow && target != Target::TensorRT {
         let mut names = Names::of(&main);
         let seen = graph::constants(&main);
         embeddings::quantize(&mut main, &seen, step, &mut names, &mut change)?
@@ -55,13 +62,17 @@ pub fn quantize_static(
         0
     };
     let seen = graph::constants(&main);
-    let placement = placement::place(&main, &seen, step, &mut change);
+    let placement = match target {
+        Target::TensorRT => tensorrt::place(&main, &seen, step, &mut change),
+        _ => placement::place(&main, &seen, step, &mut change),
+    };
     let quantized = placement.roles.iter().flatten();
     if !quantized.into_iter().any(|role| matches!(role, Role::Conv | Role::Product)) {
         change.matched_something("quantize.static", "Conv, MatMul or Gemm")?;
     }
     model.graph = Some(main);
-    let method = step.calibration.unwrap_or_default();
+    let calibration = step.calibration.unwrap_or_default();
+    let method = Method { calibration, integers: Integers::of(target) };
     let Measured { mut ranges, samples } =
         calibrate::calibrate(&model, &measured(&placement), method, feed)?;
     let Some(mut main) = model.graph.take() else { return Ok((model, change)) };
@@ -72,14 +83,25 @@ pub fn quantize_static(
             .and_modify(|range| *range = Range { low: 0.0, high: 1.0 });
     }
     report(&main, &placement, gathered, &mut change);
-    rewrite::rewrite(&mut main, &seen, &placement, &ranges, step)?;
-    let mut names = Names::of(&main);
-    // Why a ConvTranspose has no 8-bit kernel is told; the bytes are saved all the same.
-    let untold = &mut Change::default();
-    let stored =
-        convolutions::store(&mut main, &seen, step, &["ConvTranspose"], &mut names, untold)?;
-    change.did(stored, "ConvTranspose (weights only)");
-    change.done.push(format!("ranges by {method:?} from {samples} samples"));
+    let rounded = Rounded::default();
+    let decided = Decided {
+        seen: &seen,
+        placement: &placement,
+        ranges: &ranges,
+        step,
+        target,
+        rounded: &rounded,
+    };
+    rewrite::rewrite(&mut main, decided)?;
+    if target != Target::TensorRT {
+        let mut names = Names::of(&main);
+        // Why a ConvTranspose has no 8-bit kernel is told; the bytes are saved all the same.
+        let untold = &mut Change::default();
+        let stored =
+            convolutions::store(&mut main, &seen, step, &["ConvTranspose"], &mut names, untold)?;
+        change.did(stored, "ConvTranspose (weights only)");
+    }
+    change.done.push(format!("ranges by {calibration:?} from {samples} samples"));
     graph::sweep(&mut main);
     model.graph = Some(main);
     Ok((model, change))
@@ -140,6 +162,14 @@ mod tests {
     }
 
     fn quantized(model: ModelProto, step: &Quantize) -> Result<(GraphProto, Change), Refusal> {
+        quantized_for(model, step, Target::X64)
+    }
+
+    fn quantized_for(
+        model: ModelProto,
+        step: &Quantize,
+        target: Target,
+    ) -> Result<(GraphProto, Change), Refusal> {
         // Every tensor goes from -1 to 3.
         let feed = |watched: &ModelProto, visit: calibrate::Visitor<'_>| {
             for output in &watched.graph.as_ref().unwrap().output {
@@ -149,7 +179,7 @@ mod tests {
         };
         let step =
             Quantize { calibration: Some(lithe::recipe::Calibration::MinMax), ..step.clone() };
-        let (model, change) = quantize_static(model, &step, &|_| None, &feed)?;
+        let (model, change) = quantize_static(model, (&step, target), &|_| None, &feed)?;
         Ok((model.graph.unwrap(), change))
     }
 
@@ -284,6 +314,25 @@ mod tests {
             .map(|(value, scale)| *value as f32 * scale)
             .collect();
         assert!((back[0] - 3.0).abs() < 1e-3 && (back[1] - 6.0).abs() < 1e-3, "{back:?}");
+    }
+
+    #[test]
+    fn tensorrt_gets_pairs_before_products_and_on_the_branch_that_skips_them() {
+        let more = vec![weights::from_f32("b", &[2], &[1.0, 2.0])];
+        let nodes = vec![
+            graph::node("Relu", "r", &["x"], &["t"]),
+            graph::node("Conv", "a", &["t", "w", "b"], &["u"]),
+            graph::node("Add", "s", &["u", "t"], &["v"]),
+            graph::node("Relu", "q", &["v"], &["y"]),
+        ];
+        let model = model(nodes, &["y"], more);
+        let (graph, _) = quantized_for(model, &Quantize::default(), Target::TensorRT).unwrap();
+        assert_eq!(ops(&graph), ["Relu", Q, DQ, DQ, "Conv", "Add", "Relu"]);
+        let of = |op: &str| graph.node.iter().find(|node| node.op_type == op).unwrap();
+        assert_eq!(of("Add").input, ["u", "t_DequantizeLinear_Output"]);
+        assert_eq!(of("Conv").input[2], "b");
+        let zero = graph.initializer.iter().find(|t| t.name == "t_zero_point").unwrap();
+        assert_eq!((zero.data_type, zero.raw_data.as_ref()), (3, [0].as_slice()));
     }
 
     #[test]

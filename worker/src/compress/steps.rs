@@ -1,8 +1,9 @@
 //! Which steps there are, and what runs for each.
 
 use lithe::names::reason;
-use lithe::recipe::{Gates, Metric, QuantizeMode, Recipe, Step};
+use lithe::recipe::{Gates, Metric, QuantizeMode, Recipe, Step, Target};
 
+use crate::compress::calibrate::Visitor;
 use crate::compress::change::{Change, recipe_invalid};
 use crate::compress::data::Samples;
 use crate::compress::{
@@ -34,7 +35,7 @@ pub fn check(recipe: &Recipe, has_data: bool) -> Result<(), Error> {
         return refuse(reason::UNSUPPORTED, message, "spec.compression.objective");
     }
     for (index, step) in recipe.steps.iter().enumerate() {
-        check_step(index, step)?;
+        check_step(index, step, recipe.target.unwrap_or_default())?;
     }
     if calibrates(recipe) && !has_data {
         return refuse(reason::DATA_INVALID, NO_CALIBRATION, "spec.compression.data");
@@ -56,7 +57,7 @@ fn refuse(reason: &'static str, message: impl Into<String>, field: &str) -> Resu
     Err(Error::Refused { refusal, field: Some(field.to_owned()), source_digest: None })
 }
 
-fn check_step(index: usize, step: &Step) -> Result<(), Error> {
+fn check_step(index: usize, step: &Step, target: Target) -> Result<(), Error> {
     let Step { optimize, prune, finetune, quantize } = step;
     let set = [optimize.is_some(), prune.is_some(), finetune.is_some(), quantize.is_some()];
     let path = field(index, step);
@@ -69,7 +70,7 @@ fn check_step(index: usize, step: &Step) -> Result<(), Error> {
         let message = format!("step {index}: this version cannot fine-tune");
         return refuse(reason::UNSUPPORTED, message, &path);
     }
-    match step.faults().into_iter().next() {
+    match step.faults(target).into_iter().next() {
         Some((field, what)) => {
             let path = format!("spec.compression.steps[{index}].{field}");
             refuse(reason::RECIPE_INVALID, format!("step {index}: {field} {what}"), &path)
@@ -100,18 +101,28 @@ fn check_gates(gates: &Gates, recipe: &Recipe, has_data: bool) -> Result<(), Err
     }
 }
 
-/// Runs one step that [`check`] let through; `calibration` are the samples that ranges are measured on.
+/// What a step may use beside the model.
+#[derive(Clone, Copy)]
+pub struct Means<'a> {
+    /// The samples that ranges are measured on.
+    pub calibration: Option<&'a Samples>,
+    /// Where the model will run.
+    pub target: Target,
+}
+
+/// Runs one step that [`check`] let through.
 pub fn run(
     model: ModelProto,
     index: usize,
     step: &Step,
-    calibration: Option<&Samples>,
+    Means { calibration, target }: Means<'_>,
 ) -> Result<(ModelProto, Change), Error> {
     let result = if let Some(step) = &step.optimize {
         optimize::optimize(model, step, &evaluate)
     } else if let Some(step) = &step.prune {
         prune::prune(model, step, &shapes::shapes, &evaluate)
     } else if let Some(step) = &step.quantize {
+        let step = &step.decided_for(target);
         match step.mode {
             QuantizeMode::Dynamic => quantize_dynamic::quantize_dynamic(model, step),
             QuantizeMode::Static => {
@@ -119,9 +130,9 @@ pub fn run(
                     let refusal = Refusal::new(reason::DATA_INVALID, NO_CALIBRATION);
                     return Err(Error::refused(refusal, "spec.compression.data"));
                 };
-                quantize_static::quantize_static(model, step, &evaluate, &|model, visit| {
-                    feed::feed(samples, model, visit)
-                })
+                let feed =
+                    |model: &ModelProto, visit: Visitor<'_>| feed::feed(samples, model, visit);
+                quantize_static::quantize_static(model, (step, target), &evaluate, &feed)
             }
             QuantizeMode::WeightOnly => quantize_weight_only::quantize_weight_only(model, step),
             QuantizeMode::Float16 => quantize_float16::quantize_float16(model, step),

@@ -3,7 +3,7 @@
 
 use super::Range;
 use super::histogram::{BINS, Histogram};
-use crate::compress::quantize_static::parameters::Activation;
+use crate::compress::quantize_static::parameters::{Activation, Integers};
 
 /// The percentile that is kept; onnxruntime's `CalibPercentile`.
 const PERCENTILE: f64 = 99.999;
@@ -93,14 +93,14 @@ fn divergence(counts: &[f64], kept: f64, clipped: f64) -> f64 {
 
 /// The share of the range whose 8-bit form has the least squared error over the histogram; the
 /// widest of equals. `histogram` spans the range with zero.
-pub fn mean_squared_error(histogram: &Histogram, seen: Range) -> Range {
+pub fn mean_squared_error(histogram: &Histogram, seen: Range, integers: Integers) -> Range {
     let full = seen.with_zero();
     let mut best = (f64::INFINITY, full);
     for number in 0..SHARES {
         let share = 1.0 - 0.005 * f64::from(number);
         let scaled = |end: f32| (f64::from(end) * share) as f32;
         let range = Range { low: scaled(full.low), high: scaled(full.high) };
-        let error = squared_error(histogram, Activation::of(range));
+        let error = squared_error(histogram, Activation::of(range, integers));
         if error < best.0 {
             best = (error, range);
         }
@@ -132,7 +132,7 @@ mod tests {
     fn even_values_are_not_clipped() {
         let even = || (1..=40_960).map(|i| i as f32 / 40_960.0);
         let seen = Range { low: 0.0, high: 1.0 };
-        let error = mean_squared_error(&histogram(0.0, 1.0, even()), seen);
+        let error = mean_squared_error(&histogram(0.0, 1.0, even()), seen, Integers::Unsigned);
         assert!(error.high > 0.985, "{error:?}");
         let entropy = entropy(&histogram(0.0, 1.0, even()), seen);
         assert!(entropy.high > 0.9, "{entropy:?}");

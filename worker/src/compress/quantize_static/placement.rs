@@ -82,16 +82,21 @@ pub fn place(
             }
             _ => {}
         }
-        for body in walk::bodies(node) {
-            walk::nodes(body, &mut |inner| {
-                if ["MatMul", "Gemm", "Conv"].iter().any(|op| operators::is(inner, op)) {
-                    change.skip(inner, "it lies in the body of an If, Loop or Scan");
-                }
-            });
-        }
+        note_bodies(node, change);
     }
     let pairs = graph.pairs();
     Placement { roles: graph.roles, pairs }
+}
+
+/// Notes what lies in the bodies of `node` and could be quantized in the main graph.
+pub fn note_bodies(node: &NodeProto, change: &mut Change) {
+    for body in walk::bodies(node) {
+        walk::nodes(body, &mut |inner| {
+            if ["MatMul", "Gemm", "Conv"].iter().any(|op| operators::is(inner, op)) {
+                change.skip(inner, "it lies in the body of an If, Loop or Scan");
+            }
+        });
+    }
 }
 
 /// The inputs of a node with `role` that are read in 8 bits, by their number.
@@ -295,8 +300,9 @@ impl<'a> Flow<'a> {
     }
 }
 
-/// What the 8-bit kernels need of a Conv, MatMul or Gemm; else why it cannot be quantized.
-fn weighted(node: &NodeProto, seen: &Constants) -> Result<(), &'static str> {
+/// What the 8-bit kernels need of a Conv, ConvTranspose, MatMul or Gemm; else why it cannot be
+/// quantized.
+pub fn weighted(node: &NodeProto, seen: &Constants) -> Result<(), &'static str> {
     let weight = match seen.get(input(node, 1)) {
         Some(weight) => weight,
         None if node.op_type == "MatMul" => return Err("both inputs are computed"),
@@ -305,7 +311,7 @@ fn weighted(node: &NodeProto, seen: &Constants) -> Result<(), &'static str> {
     if weight.data_type != DataType::Float as i32 {
         return Err("its weights are not 32-bit floats");
     }
-    let least = if node.op_type == "Conv" { 3 } else { 2 };
+    let least = if node.op_type.starts_with("Conv") { 3 } else { 2 };
     if weight.dims.len() < least || weights::count(weight) == 0 {
         return Err("its weights have too few dimensions or are empty");
     }

@@ -4,35 +4,52 @@
 
 use std::collections::{HashMap, HashSet};
 
-use lithe::recipe::{Granularity, Quantize, ReduceRange, WeightType};
+use lithe::recipe::{Quantize, Target, WeightType};
 
-use super::parameters::{self, Activation};
+use super::parameters::{self, Activation, Integers};
 use super::placement::{self, Pair, Placement, Role};
+use super::weight::{Rounded, Weight};
 use crate::compress::calibrate::Range;
 use crate::compress::change::not_finite;
-use crate::compress::int8::{self, Layout};
-use crate::onnx::graph::{self, Constants, Names, float_of, input, int, output};
+use crate::onnx::graph::{self, Constants, Names, input, int, output};
 use crate::onnx::refusal::quoted;
-use crate::onnx::{GraphProto, NodeProto, Refusal, TensorProto, operators, weights};
+use crate::onnx::{GraphProto, NodeProto, Refusal, TensorProto, weights};
 
-/// Rewrites `graph`. `ranges` holds the range of every tensor of `placement` that has its own.
+/// What was decided before anything is written.
+#[derive(Clone, Copy)]
+pub struct Decided<'a> {
+    /// The constants of the graph.
+    pub seen: &'a Constants,
+    /// Which nodes and tensors.
+    pub placement: &'a Placement,
+    /// The range of every tensor of `placement` that has its own.
+    pub ranges: &'a HashMap<String, Range>,
+    /// The recipe's step, with nothing left open that the target decides.
+    pub step: &'a Quantize,
+    /// Where the model will run.
+    pub target: Target,
+    /// Integers that were not rounded to the nearest.
+    pub rounded: &'a Rounded,
+}
+
+/// Rewrites `graph` as it was `decided`.
 ///
 /// # Errors
 /// `NotFinite` for a weight or constant that is NaN or infinite.
-pub fn rewrite(
-    graph: &mut GraphProto,
-    seen: &Constants,
-    placement: &Placement,
-    ranges: &HashMap<String, Range>,
-    step: &Quantize,
-) -> Result<(), Refusal> {
+pub fn rewrite(graph: &mut GraphProto, decided: Decided<'_>) -> Result<(), Refusal> {
+    let Decided { placement, ranges, target, .. } = decided;
+    let integers = Integers::of(target);
     let mut names = Names::of(graph);
     let outputs: HashSet<String> = graph.output.iter().map(|output| output.name.clone()).collect();
     let mut pairs: HashMap<String, Placed> = HashMap::new();
     for pair in &placement.pairs {
         let placed = match pairs.get(&pair.like) {
             Some(root) => root.like(pair, &outputs, &mut names),
-            None => Placed::new(pair, ranges, &outputs, &mut names),
+            None => {
+                // A tensor that calibration never filled holds nothing that could be lost.
+                let range = ranges.get(&pair.tensor).copied().unwrap_or(Range::ZERO);
+                Placed::new(pair, Activation::of(range, integers), &outputs, &mut names)
+            }
         };
         pairs.insert(pair.tensor.clone(), placed);
     }
@@ -43,8 +60,8 @@ pub fn rewrite(
         .map(|(name, placed)| (name.clone(), placed.floats.clone()))
         .collect();
     let mut rewriter = Rewriter {
-        seen,
-        step,
+        decided,
+        integers,
         names,
         pairs,
         elsewhere,
@@ -91,16 +108,14 @@ struct Placed {
 impl Placed {
     fn new(
         pair: &Pair,
-        ranges: &HashMap<String, Range>,
+        activation: Activation,
         outputs: &HashSet<String>,
         names: &mut Names,
     ) -> Self {
         let tensor = &pair.tensor;
-        // A tensor that calibration never filled holds nothing that could be lost.
-        let range = ranges.get(tensor).copied().unwrap_or(Range { low: 0.0, high: 0.0 });
         let scale = names.fresh(&format!("{tensor}_scale"));
         let zero = names.fresh(&format!("{tensor}_zero_point"));
-        Self::with(pair, (scale, zero, Activation::of(range)), outputs, names)
+        Self::with(pair, (scale, zero, activation), outputs, names)
     }
 
     /// The same parameters for another tensor.
@@ -135,7 +150,7 @@ impl Placed {
 
 /// A weight's integers: the names of the tensor and of its parameters, and the scales.
 #[derive(Clone, Debug)]
-struct Weight {
+struct Stored {
     integers: String,
     scale: String,
     zero: String,
@@ -143,8 +158,8 @@ struct Weight {
 }
 
 struct Rewriter<'a> {
-    seen: &'a Constants,
-    step: &'a Quantize,
+    decided: Decided<'a>,
+    integers: Integers,
     names: Names,
     pairs: HashMap<String, Placed>,
     /// What readers in floats read in place of a tensor.
@@ -153,15 +168,15 @@ struct Rewriter<'a> {
     nodes: Vec<NodeProto>,
     /// Constants of Add, Mul and Concat, and the floats that came out of their integers.
     constants: HashMap<String, String>,
-    weights: HashMap<(String, Option<usize>, u32, Vec<u32>), Weight>,
+    weights: HashMap<(String, Option<usize>, u32, Vec<u32>), Stored>,
 }
 
 impl Rewriter<'_> {
     fn store_parameters(&mut self, tensor: &str) {
         let Some(placed) = self.pairs.get(tensor) else { return };
-        let Activation { scale, zero } = placed.activation;
+        let Activation { scale, zero, integers } = placed.activation;
         self.tensors.push(weights::from_f32(&placed.scale, &[], &[scale]));
-        self.tensors.push(weights::from_u8(&placed.zero, &[], &[zero]));
+        self.tensors.push(integers.tensor(&placed.zero, &[], &[zero]));
     }
 
     /// Adds QuantizeLinear and DequantizeLinear for `tensor`, if it has a pair.
@@ -226,7 +241,7 @@ impl Rewriter<'_> {
     fn join(&mut self, node: &mut NodeProto) -> Result<(), Refusal> {
         for at in 0..node.input.len() {
             let name = input(node, at).to_owned();
-            let Some(tensor) = self.seen.get(&name) else { continue };
+            let Some(tensor) = self.decided.seen.get(&name) else { continue };
             let floats = match self.constants.get(&name) {
                 Some(floats) => floats.clone(),
                 None => self.constant(tensor, node)?,
@@ -246,41 +261,40 @@ impl Rewriter<'_> {
         }
         let low = values.iter().copied().fold(0.0, f32::min);
         let high = values.iter().copied().fold(0.0, f32::max);
-        let activation = Activation::of(Range { low, high });
-        let integers: Vec<u8> = values.iter().map(|value| activation.quantize(*value)).collect();
+        let activation = Activation::of(Range { low, high }, self.integers);
+        let integers: Vec<i16> = values.iter().map(|value| activation.quantize(*value)).collect();
         let name = &tensor.name;
         let [q, scale, zero, floats] =
             ["quantized", "scale", "zero_point", "DequantizeLinear_Output"]
                 .map(|what| self.names.fresh(&format!("{name}_{what}")));
-        self.tensors.push(weights::from_u8(&q, &tensor.dims, &integers));
+        self.tensors.push(self.integers.tensor(&q, &tensor.dims, &integers));
         self.tensors.push(weights::from_f32(&scale, &[], &[activation.scale]));
-        self.tensors.push(weights::from_u8(&zero, &[], &[activation.zero]));
+        self.tensors.push(self.integers.tensor(&zero, &[], &[activation.zero]));
         self.dequantize(name, [&q, &scale, &zero], &floats, None);
         Ok(floats)
     }
 
     /// Gives weight and bias of `node` their integer forms.
     fn weigh(&mut self, node: &mut NodeProto) -> Result<(), Refusal> {
-        let Some(weight) = self.seen.get(input(node, 1)) else { return Ok(()) };
+        let Decided { seen, step, target, .. } = self.decided;
+        let Some(tensor) = seen.get(input(node, 1)) else { return Ok(()) };
         let Some(input_scale) = self.pairs.get(input(node, 0)).map(|p| p.activation.scale) else {
             return Ok(());
         };
-        let axis = (self.step.granularity == Granularity::PerChannel
-            // The runtime takes a scale per column for matrices only.
-            && (operators::is(node, "Conv") || weight.dims.len() == 2))
-            .then(|| placement::channel_axis(node));
-        let bias = placement::bias(node, weight, self.seen);
-        let alpha = if operators::is(node, "Gemm") { float_of(node, "alpha", 1.0) } else { 1.0 };
-        let stored = self.weight(weight, axis, alpha, input_scale, bias.as_deref(), node)?;
+        let weight = Weight::of(node, tensor, seen, (step, target, input_scale))?;
+        let stored = self.store(&weight);
         let floats = self.names.fresh(&format!("{}_DequantizeLinear_Output", weight.name));
         let inputs = [&stored.integers, &stored.scale, &stored.zero].map(String::as_str);
-        self.dequantize(&weight.name, inputs, &floats, axis);
+        self.dequantize(&weight.name, inputs, &floats, weight.axis);
         if let Some(input) = node.input.get_mut(1) {
             *input = floats;
         }
-        if let Some(bias) = bias {
+        if let Some(bias) = &weight.bias {
             let name = input(node, 2).to_owned();
-            let floats = self.bias(&name, &bias, input_scale, &stored.scales, node)?;
+            let floats = match target {
+                Target::TensorRT => self.float_bias(&name, bias, seen),
+                _ => self.bias(&name, bias, (input_scale, &stored.scales), node)?,
+            };
             if let Some(input) = node.input.get_mut(2) {
                 *input = floats;
             }
@@ -290,48 +304,39 @@ impl Rewriter<'_> {
         Ok(())
     }
 
-    fn weight(
-        &mut self,
-        weight: &TensorProto,
-        axis: Option<usize>,
-        alpha: f32,
-        input_scale: f32,
-        bias: Option<&[f32]>,
-        node: &NodeProto,
-    ) -> Result<Weight, Refusal> {
-        let mut values = weights::to_f32(weight).unwrap_or_default();
-        if alpha != 1.0 {
-            values.iter_mut().for_each(|value| *value *= alpha);
-        }
-        let layout = Layout::of(&weight.dims, axis);
-        let reduced = self.step.reduce_range == ReduceRange::Always;
-        let mut scales =
-            int8::scales(&values, layout, reduced).ok_or_else(|| not_finite(&weight.name, node))?;
-        if let Some(bias) = bias {
-            if bias.iter().any(|value| !value.is_finite()) {
-                return Err(not_finite(input(node, 2), node));
-            }
-            parameters::fit_bias(&mut scales, axis.is_some(), input_scale, bias);
-        }
-        let bits: Vec<u32> = scales.iter().map(|scale| scale.to_bits()).collect();
-        let key = (weight.name.clone(), axis, alpha.to_bits(), bits);
+    /// Stores the integers of `weight`, once for all nodes that read it alike.
+    fn store(&mut self, weight: &Weight) -> Stored {
+        let bits: Vec<u32> = weight.scales.iter().map(|scale| scale.to_bits()).collect();
+        let key = (weight.name.clone(), weight.axis, weight.alpha.to_bits(), bits);
         if let Some(stored) = self.weights.get(&key) {
-            return Ok(stored.clone());
+            return stored.clone();
         }
         let [integers, scale, zero] = ["quantized", "scale", "zero_point"]
             .map(|what| self.names.fresh(&format!("{}_{what}", weight.name)));
-        let shape: &[i64] = if axis.is_some() { &[scales.len() as i64] } else { &[] };
-        let from = match self.step.weights {
+        let scales = weight.scales.clone();
+        let count = [scales.len() as i64];
+        let shape: &[i64] = if weight.axis.is_some() { &count } else { &[] };
+        let from = match self.decided.step.weights.unwrap_or_default() {
             WeightType::Unsigned => weights::from_i8_unsigned,
             WeightType::Signed => weights::from_i8,
         };
-        let quantized = int8::integers(&values, layout, &scales);
-        self.tensors.push(from(&integers, &weight.dims, &quantized));
+        let values = weight.integers(self.decided.rounded);
+        self.tensors.push(from(&integers, &weight.dims, &values));
         self.tensors.push(weights::from_f32(&scale, shape, &scales));
         self.tensors.push(from(&zero, shape, &vec![0; scales.len()]));
-        let stored = Weight { integers, scale, zero, scales };
+        let stored = Stored { integers, scale, zero, scales };
         self.weights.insert(key, stored.clone());
-        Ok(stored)
+        stored
+    }
+
+    /// A bias that stays in floats: the tensor there is, unless beta changed its numbers.
+    fn float_bias(&mut self, name: &str, bias: &[f32], seen: &Constants) -> String {
+        if seen.get(name).and_then(weights::to_f32).is_some_and(|floats| floats == bias) {
+            return name.to_owned();
+        }
+        let scaled = self.names.fresh(&format!("{name}_beta"));
+        self.tensors.push(weights::from_f32(&scaled, &[bias.len() as i64], bias));
+        scaled
     }
 
     /// Stores a bias as 32-bit integers; returns the floats that come out of them.
@@ -339,8 +344,7 @@ impl Rewriter<'_> {
         &mut self,
         name: &str,
         bias: &[f32],
-        input_scale: f32,
-        weight_scales: &[f32],
+        (input_scale, weight_scales): (f32, &[f32]),
         node: &NodeProto,
     ) -> Result<String, Refusal> {
         let (integers, scales) = parameters::quantize_bias(bias, input_scale, weight_scales);
