@@ -115,7 +115,7 @@ impl Histogram {
     pub fn position(seconds: f64) -> usize {
         const MANTISSA: u64 = (1 << 52) - 1;
         const ONE: u64 = 1023 << 52;
-        if !(seconds > bound(0)) {
+        if seconds.is_nan() || seconds <= bound(0) {
             return 0;
         }
         let bits = seconds.to_bits();

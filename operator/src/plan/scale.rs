@@ -5,12 +5,25 @@
 //! Pure and total: `now` is an argument. `docs/autoscaling.md` tells it in words.
 
 pub mod capacity;
+mod decide;
+mod demand;
+mod explain;
+mod feedback;
+mod gain;
+mod ingest;
+mod margin;
+mod series;
+mod slow;
+mod state;
 
 use std::time::Duration;
 
 use lithe::latency::Signals;
 
 pub use capacity::{Curve, Routing};
+pub use decide::decide;
+pub use explain::{Explanation, Figures, Reason};
+pub use state::{Memory, State};
 
 /// What the user declared, and what is known of the model before any request came.
 #[derive(Clone, Debug, PartialEq)]

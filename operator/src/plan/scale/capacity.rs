@@ -1,15 +1,14 @@
 //! How much load pods can take within the latency target: the closed form, and its inverse.
 //!
-//! A pod runs batches of up to `batch` requests, which take `alpha + beta * b` seconds. The wait is
-//! that of Erlang C with the correction of Allen and Cunneen, at the rate of full batches. At the
-//! target the form is within some per cent of exact simulation; far below it, it tells too little,
-//! so it is only ever asked how much load is too much.
+//! Batches of `b` take `alpha + beta * b` seconds; the wait is Erlang C's with the correction of
+//! Allen and Cunneen, at the rate of full batches. At the target the form is within some per cent
+//! of exact simulation; far below it tells too little, so it is only asked how much is too much.
 
 use lithe::latency::Moments;
 use serde::{Deserialize, Serialize};
 
 /// The line of execution time over batch size.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Curve {
     /// Seconds that a batch takes however small it is.
     pub alpha: f64,
@@ -25,11 +24,17 @@ impl Curve {
         self.alpha + self.beta * b
     }
 
+    /// Whether it can be planned with.
+    pub fn sound(&self) -> bool {
+        let fine = |value: f64| value.is_finite() && value >= 0.0;
+        fine(self.alpha) && fine(self.beta) && fine(self.scatter) && self.seconds(1.0) > 0.0
+    }
+
     /// The least-squares line through `seen`, drawn towards `prior` as if that had been measured
     /// [`RIDGE`] times at one request and as often at `batch`: requests of one size only tell
     /// nothing about the slope. Nothing when less than [`ENOUGH`] batches were seen.
     pub fn fit(seen: &Moments, prior: &Self, batch: u32) -> Option<Self> {
-        if !(seen.n >= ENOUGH) {
+        if seen.n.is_nan() || seen.n < ENOUGH {
             return None;
         }
         let mut sums = *seen;
@@ -37,7 +42,7 @@ impl Curve {
             sums.add(&Moments::of(b, prior.seconds(b)), RIDGE);
         }
         let spread = sums.n * sums.bb - sums.b * sums.b;
-        if !(spread > 1e-9) {
+        if spread.is_nan() || spread <= 1e-9 {
             return None;
         }
         let beta = ((sums.n * sums.bs - sums.b * sums.s) / spread).max(0.0);
@@ -209,7 +214,7 @@ impl Capacity {
     /// The least number of pods, at most `most`, that can take `rate` requests per second; none for
     /// none.
     pub fn need(&mut self, rate: f64, most: u32) -> u32 {
-        if !(rate > 0.0) {
+        if rate.is_nan() || rate <= 0.0 {
             return 0;
         }
         let most = most.max(1);
