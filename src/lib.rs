@@ -17,6 +17,8 @@ pub mod recipe;
 pub mod spec;
 #[cfg(feature = "crd")]
 pub mod status;
+#[cfg(feature = "grpc")]
+pub mod tensorflow;
 pub mod units;
 
 pub use digest::Digest;
