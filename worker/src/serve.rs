@@ -2,17 +2,26 @@
 //! say ready once the model is loaded and warm, and drain on SIGTERM so that nothing is lost.
 
 mod admin;
+mod classification;
+pub mod decoders;
 mod describe;
+mod element;
 mod error;
 mod grpc;
+#[cfg(test)]
+mod hostile;
 mod listen;
 mod load;
 mod metrics;
 mod model;
 mod options;
+mod protocols;
 mod queue;
+mod repository;
 mod rest;
 mod server;
+mod settings;
+mod tfs;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -29,6 +38,7 @@ pub use load::{LoadError, Source};
 pub use metrics::{Metrics, Protocol};
 pub use model::{Backend, Signature};
 pub use options::Options;
+pub use protocols::Served;
 pub use queue::Limits;
 pub use server::{Request, Response, Server};
 
@@ -37,8 +47,16 @@ const SERVER_NAME: &str = "lithe";
 /// The platform in a model's metadata, in Triton's words.
 const PLATFORM: &str = "onnxruntime_onnx";
 /// The extensions of the protocol that are offered.
-const EXTENSIONS: [&str; 4] =
-    ["binary_tensor_data", "model_configuration", "statistics", "model_repository"];
+const EXTENSIONS: [&str; 8] = [
+    "binary_tensor_data",
+    "classification",
+    "logging",
+    "model_configuration",
+    "model_repository",
+    "schedule_policy",
+    "statistics",
+    "trace",
+];
 
 /// Where a server listens, and how much it takes.
 #[derive(Clone, Debug)]
@@ -51,6 +69,8 @@ pub struct Settings {
     pub grpc: SocketAddr,
     /// The address of the probes and metrics.
     pub admin: SocketAddr,
+    /// The protocols that are spoken.
+    pub protocols: Vec<Served>,
     /// The most bytes of one request.
     pub max_request_bytes: usize,
     /// How much may wait for the model.
@@ -101,6 +121,7 @@ pub struct Running {
     /// The state that the protocols share.
     pub server: Arc<Server>,
     health: HealthReporter,
+    served: Vec<Served>,
     stop: watch::Sender<bool>,
     protocols: [JoinHandle<()>; 2],
 }
@@ -115,21 +136,26 @@ async fn bind(what: &'static str, address: SocketAddr) -> Result<TcpListener, Se
 /// # Errors
 /// When an address is taken, or a thread cannot be started.
 pub async fn start(settings: Settings) -> Result<Running, ServeError> {
-    let Settings { name, http, grpc, admin, max_request_bytes, limits } = settings;
+    let Settings { name, http, grpc, admin, protocols, max_request_bytes, limits } = settings;
     let http = bind("HTTP", http).await?;
     let grpc = bind("gRPC", grpc).await?;
     let admin = bind("admin", admin).await?;
     let addresses = (http.local_addr()?, grpc.local_addr()?, admin.local_addr()?);
     let server = Arc::new(Server::new(name, max_request_bytes, limits));
     let (stop, stopped) = watch::channel(false);
-    let (grpc_router, health) = grpc::router(server.clone()).await?;
+    let (grpc_router, health) = grpc::router(server.clone(), protocols.clone()).await?;
     admin_thread(admin.into_std()?, server.clone())?;
-    let protocols = [
-        tokio::spawn(listen::listen(http, rest::router(server.clone()), stopped.clone())),
+    let ports = [
+        tokio::spawn(listen::listen(
+            http,
+            rest::router(server.clone(), protocols.clone()),
+            stopped.clone(),
+        )),
         tokio::spawn(listen::listen(grpc, grpc_router, stopped)),
     ];
     let (http, grpc, admin) = addresses;
-    Ok(Running { http, grpc, admin, server, health, stop, protocols })
+    let served = protocols;
+    Ok(Running { http, grpc, admin, server, health, served, stop, protocols: ports })
 }
 
 /// Probes are answered by a thread that does nothing else, until the process ends.
@@ -155,7 +181,7 @@ impl Running {
     /// When the thread that runs it cannot be started.
     pub async fn load(&self, backend: Arc<dyn Backend>) -> Result<(), ServeError> {
         self.server.load(backend)?;
-        grpc::report(&self.health, &self.server, self.server.ready()).await;
+        grpc::report(&self.health, &self.server, &self.served, self.server.ready()).await;
         Ok(())
     }
 
@@ -165,7 +191,7 @@ impl Running {
     /// Returns whether every connection ended by itself.
     pub async fn drain(self, drain: Drain) -> bool {
         self.server.drain();
-        grpc::report(&self.health, &self.server, false).await;
+        grpc::report(&self.health, &self.server, &self.served, false).await;
         tokio::time::sleep(drain.delay).await;
         self.stop.send_replace(true);
         let [mut http, mut grpc] = self.protocols;

@@ -149,6 +149,12 @@ fn arguments(model: &ModelDeployment, artifact: &ArtifactStatus, config: &Config
     if let Some(threads) = model.spec.runtime.threads {
         arguments.extend(["--threads".into(), threads.to_string()]);
     }
+    let protocols = &model.spec.runtime.protocols;
+    if !protocols.is_empty() {
+        // Their names in the spec are those that the worker takes.
+        let names: Vec<_> = protocols.iter().map(|protocol| format!("{protocol:?}")).collect();
+        arguments.extend(["--protocols".into(), names.join(",")]);
+    }
     let size = model.spec.runtime.max_request_size.as_ref().and_then(|size| size.bytes().ok());
     if let Some(bytes) = size {
         arguments.extend(["--max-request-bytes".into(), bytes.to_string()]);

@@ -5,7 +5,7 @@
 
 use lithe::recipe::{Quantize, QuantizeMode, Target};
 use lithe::spec::{
-    Compression, Engine, ModelDeploymentSpec, ModelFormat, Protocol, RolloutStrategy, ScalingMode,
+    Compression, Engine, ModelDeploymentSpec, ModelFormat, RolloutStrategy, ScalingMode,
     TrafficMode,
 };
 
@@ -81,12 +81,6 @@ fn serving(spec: &ModelDeploymentSpec, refuse: &mut impl FnMut(&str, String)) {
     if runtime.batching.is_some() {
         refuse("spec.runtime.batching", "batching is not there yet; remove it".into());
     }
-    for (index, protocol) in runtime.protocols.iter().enumerate() {
-        if *protocol != Protocol::OpenInference {
-            let seen = format!("{protocol:?} is not there yet; use OpenInference");
-            refuse(&format!("spec.runtime.protocols[{index}]"), seen);
-        }
-    }
     if spec.traffic.mode == Some(TrafficMode::Gateway) {
         refuse("spec.traffic.mode", "the gateway is not there yet; use Direct".into());
     }
@@ -139,6 +133,7 @@ compression:
   - quantize: {mode: WeightOnly, bits: 4, blockSize: 64}
   - quantize: {mode: Float16}
   gates: {metric: Agreement, minimum: 0.99}
+runtime: {protocols: [OpenInference, TensorFlowServing, KServeV1]}
 scaling: {minReplicas: 2}
 traffic: {mode: Direct}
 ";
@@ -158,7 +153,7 @@ compression:
   - quantize: {mode: Static, calibration: Entropy, convolutions: Keep}
   - quantize: {mode: WeightOnly, bits: 5, blockSize: 48}
   objective: {minimise: Size}
-runtime: {engine: TensorRT, batching: {maxBatchSize: 8}, protocols: [OpenInference, KServeV1]}
+runtime: {engine: TensorRT, batching: {maxBatchSize: 8}}
 scaling: {minReplicas: 0, maxReplicas: 3, latency: {target: 50ms}}
 traffic: {mode: Gateway}
 rollout: {strategy: Canary, analysis: {}}
@@ -180,7 +175,6 @@ rollout: {strategy: Canary, analysis: {}}
                 "spec.compression.steps[4].quantize.blockSize",
                 "spec.runtime.engine",
                 "spec.runtime.batching",
-                "spec.runtime.protocols[1]",
                 "spec.traffic.mode",
                 "spec.rollout.strategy",
                 "spec.rollout.analysis",

@@ -1,7 +1,9 @@
-//! OIP v2 over gRPC, with health and reflection. Inputs typed or raw, outputs always raw: Triton's
+//! The protocols over gRPC, and OIP v2 of them, with health and reflection. Inputs typed or raw, outputs always raw: Triton's
 //! clients cannot read typed ones.
 
 mod codec;
+mod settings;
+mod stream;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,53 +12,98 @@ use lithe::inference::grpc_inference_service_server::{
     GrpcInferenceService, GrpcInferenceServiceServer,
 };
 use lithe::inference::*;
+use lithe::tensorflow::serving::model_service_server::ModelServiceServer;
+use lithe::tensorflow::serving::prediction_service_server::PredictionServiceServer;
 use tonic::codec::CompressionEncoding;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 use tonic_health::server::HealthReporter;
 
+pub use codec::decode;
+
 use super::error::InferError;
 use super::metrics::Protocol;
 use super::model::VERSION;
+use super::protocols::{self, Served};
 use super::server::Server;
-use super::{EXTENSIONS, PLATFORM, SERVER_NAME, describe};
+use super::{EXTENSIONS, PLATFORM, SERVER_NAME, classification, describe, repository, tfs};
 
-/// The gRPC services on `server`, and the reporter of their health, which begins as not serving.
+/// A service with the limits and codings that all of them have.
+macro_rules! bounded {
+    ($service:expr, $limit:expr) => {
+        $service
+            .max_decoding_message_size($limit)
+            .accept_compressed(CompressionEncoding::Gzip)
+            .accept_compressed(CompressionEncoding::Deflate)
+            .send_compressed(CompressionEncoding::Gzip)
+            .send_compressed(CompressionEncoding::Deflate)
+    };
+}
+
+/// The gRPC services of the protocols in `served` on `server`, and the reporter of their health,
+/// which begins as not serving.
 ///
 /// # Errors
 /// When the compiled descriptors cannot be read.
 pub async fn router(
     server: Arc<Server>,
+    served: Vec<Served>,
 ) -> Result<(axum::Router, HealthReporter), tonic_reflection::server::Error> {
     let (health, health_service) = tonic_health::server::health_reporter();
-    report(&health, &server, false).await;
+    report(&health, &server, &served, false).await;
+    let oip = served.contains(&Served::OpenInference);
+    let tensorflow = served.contains(&Served::TensorFlowServing);
     let reflection = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        let mut builder = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+        if oip {
+            builder = builder.register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET);
+        }
+        if tensorflow {
+            let descriptors = lithe::tensorflow::FILE_DESCRIPTOR_SET;
+            builder = builder.register_encoded_file_descriptor_set(descriptors);
+        }
+        builder
     };
     let limit = server.max_request_bytes;
-    let inference = GrpcInferenceServiceServer::new(Service { server })
-        .max_decoding_message_size(limit)
-        .accept_compressed(CompressionEncoding::Gzip)
-        .accept_compressed(CompressionEncoding::Deflate)
-        .send_compressed(CompressionEncoding::Gzip)
-        .send_compressed(CompressionEncoding::Deflate);
-    let routes = tonic::service::Routes::new(inference)
-        .add_service(health_service)
+    let mut routes = tonic::service::Routes::new(health_service)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?);
-    Ok((routes.prepare().into_axum_router(), health))
+    if tensorflow {
+        let service = tfs::grpc::Service::new(server.clone());
+        routes = routes
+            .add_service(bounded!(PredictionServiceServer::new(service.clone()), limit))
+            .add_service(bounded!(ModelServiceServer::new(service), limit));
+    }
+    if oip {
+        let service = GrpcInferenceServiceServer::new(Service { server });
+        routes = routes.add_service(bounded!(service, limit));
+    }
+    let unknown = move |request: axum::extract::Request| async move {
+        Status::from(protocols::no_method(&served, request.uri().path()))
+            .into_http::<axum::body::Body>()
+    };
+    Ok((routes.prepare().into_axum_router().fallback(unknown), health))
 }
 
 /// Tells the health service whether requests should come here.
-pub async fn report(health: &HealthReporter, server: &Server, ready: bool) {
+pub async fn report(health: &HealthReporter, server: &Server, served: &[Served], ready: bool) {
     let status = if ready {
         tonic_health::ServingStatus::Serving
     } else {
         tonic_health::ServingStatus::NotServing
     };
-    for service in ["", server.name(), "inference.GRPCInferenceService"] {
+    let mut services = vec!["", server.name()];
+    for protocol in served {
+        services.extend_from_slice(match protocol {
+            Served::OpenInference => &["inference.GRPCInferenceService"],
+            Served::TensorFlowServing => {
+                &["tensorflow.serving.PredictionService", "tensorflow.serving.ModelService"]
+            }
+            Served::KServeV1 => &[],
+        });
+    }
+    for service in services {
         health.set_service_status(service, status).await;
     }
 }
@@ -83,7 +130,7 @@ impl From<InferError> for Status {
 }
 
 /// The deadline that the header `grpc-timeout` sets.
-fn deadline(metadata: &MetadataMap, now: Instant) -> Option<Instant> {
+pub fn deadline(metadata: &MetadataMap, now: Instant) -> Option<Instant> {
     let text = metadata.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     let amount: u64 = digits.parse().ok()?;
@@ -169,13 +216,15 @@ impl GrpcInferenceService for Service {
         Ok(Response::new(result?))
     }
 
-    type ModelStreamInferStream = tokio_stream::Empty<Result<ModelStreamInferResponse, Status>>;
+    type ModelStreamInferStream = stream::Answers;
 
     async fn model_stream_infer(
         &self,
-        _: Request<tonic::Streaming<ModelInferRequest>>,
+        request: Request<tonic::Streaming<ModelInferRequest>>,
     ) -> Answer<Self::ModelStreamInferStream> {
-        unsupported("ModelStreamInfer")
+        let deadline = deadline(request.metadata(), Instant::now());
+        let answers = stream::answers(self.server.clone(), request.into_inner(), deadline);
+        Ok(Response::new(answers))
     }
 
     async fn model_config(
@@ -220,16 +269,21 @@ impl GrpcInferenceService for Service {
 
     async fn repository_model_load(
         &self,
-        _: Request<RepositoryModelLoadRequest>,
+        request: Request<RepositoryModelLoadRequest>,
     ) -> Answer<RepositoryModelLoadResponse> {
-        unsupported("RepositoryModelLoad: a process serves one model for its life, so loading")
+        let asked = request.into_inner();
+        let model_name = model_of(asked.model_name, asked.repository_name);
+        repository::load(&self.server, &model_name, asked.parameters.len())?;
+        Ok(Response::new(RepositoryModelLoadResponse { model_name, is_loaded: true }))
     }
 
     async fn repository_model_unload(
         &self,
-        _: Request<RepositoryModelUnloadRequest>,
+        request: Request<RepositoryModelUnloadRequest>,
     ) -> Answer<RepositoryModelUnloadResponse> {
-        unsupported("RepositoryModelUnload: a process serves one model for its life, so unloading")
+        let asked = request.into_inner();
+        let model = model_of(asked.model_name, asked.repository_name);
+        Err(repository::unload(&self.server, &model).into())
     }
 
     async fn system_shared_memory_status(
@@ -274,13 +328,29 @@ impl GrpcInferenceService for Service {
         unsupported("CUDA shared memory")
     }
 
-    async fn trace_setting(&self, _: Request<TraceSettingRequest>) -> Answer<TraceSettingResponse> {
-        unsupported("TraceSetting")
+    async fn trace_setting(
+        &self,
+        request: Request<TraceSettingRequest>,
+    ) -> Answer<TraceSettingResponse> {
+        let asked = request.into_inner();
+        if !asked.model_name.is_empty() {
+            self.server.model_ready(&asked.model_name, "")?;
+        }
+        Ok(Response::new(settings::tracing(asked)?))
     }
 
-    async fn log_settings(&self, _: Request<LogSettingsRequest>) -> Answer<LogSettingsResponse> {
-        unsupported("LogSettings")
+    async fn log_settings(
+        &self,
+        request: Request<LogSettingsRequest>,
+    ) -> Answer<LogSettingsResponse> {
+        Ok(Response::new(settings::logging(request.into_inner())?))
     }
+}
+
+/// The model of a request to load or unload one: KServe's clients put its name where Triton's put
+/// the repository's.
+fn model_of(second: String, first: String) -> String {
+    if second.is_empty() { first } else { second }
 }
 
 async fn infer(
@@ -289,8 +359,8 @@ async fn infer(
     deadline: Option<Instant>,
 ) -> Result<ModelInferResponse, InferError> {
     let id = message.id.clone();
-    let request = codec::decode(message, deadline)?;
-    let response = server.infer(request).await?;
+    let (request, classes) = codec::decode(message, deadline)?;
+    let response = classification::apply(&classes, server.infer(request).await?)?;
     Ok(codec::encode(server.name(), id, response))
 }
 

@@ -21,6 +21,12 @@ pub enum Protocol {
     Grpc,
     /// OIP v2 over HTTP.
     Http,
+    /// TensorFlow Serving over gRPC.
+    TensorflowGrpc,
+    /// TensorFlow Serving over HTTP, and KServe v1 where both are served.
+    TensorflowHttp,
+    /// KServe v1 over HTTP.
+    KserveV1,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -217,6 +223,9 @@ impl Drop for Call<'_> {
         let protocol = match self.protocol {
             Protocol::Grpc => "grpc",
             Protocol::Http => "http",
+            Protocol::TensorflowGrpc => "tensorflow_grpc",
+            Protocol::TensorflowHttp => "tensorflow_http",
+            Protocol::KserveV1 => "kserve_v1",
         };
         let labels = Labels { protocol, outcome: self.outcome };
         self.metrics.requests.get_or_create(&labels).observe(time.as_secs_f64());

@@ -8,6 +8,7 @@ use clap::Args;
 use lithe::names::{PORT_ADMIN, PORT_GRPC, PORT_HTTP};
 
 use super::load::Source;
+use super::protocols::Served;
 use super::queue::Limits;
 use super::{Drain, Settings};
 
@@ -29,10 +30,13 @@ pub struct Options {
     /// The model's name in requests.
     #[arg(long, default_value = "model")]
     pub name: String,
-    /// Address of OIP v2 over HTTP.
+    /// The protocols to speak: OpenInference, TensorFlowServing, KServeV1.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "OpenInference")]
+    pub protocols: Vec<Served>,
+    /// Address of the HTTP protocols.
     #[arg(long, value_name = "ADDRESS", default_value_t = local(PORT_HTTP))]
     pub http: SocketAddr,
-    /// Address of OIP v2 over gRPC.
+    /// Address of the gRPC protocols.
     #[arg(long, value_name = "ADDRESS", default_value_t = local(PORT_GRPC))]
     pub grpc: SocketAddr,
     /// Address of /livez, /readyz and /metrics.
@@ -71,6 +75,7 @@ impl Options {
             http: self.http,
             grpc: self.grpc,
             admin: self.admin,
+            protocols: self.protocols.clone(),
             max_request_bytes: self.max_request_bytes,
             limits: Limits {
                 requests: self.max_queue,

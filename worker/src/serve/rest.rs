@@ -1,7 +1,8 @@
-//! OIP v2 over HTTP: the routes. Every answer is JSON with the content type that kserve's client
+//! The protocols over HTTP: the routes, and OIP v2. Every answer is JSON with the content type that kserve's client
 //! insists on; a missing content type of a request is no error.
 
-mod body;
+pub mod body;
+mod extensions;
 mod json;
 mod message;
 
@@ -10,22 +11,43 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, HeaderValue, Request, StatusCode, Version, header};
+use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Version, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{any, get, post};
 use serde_json::{Value, json};
+
+pub use message::{HEADER_LENGTH, decode};
 
 use super::error::InferError;
 use super::metrics::Protocol;
 use super::model::{Signature, VERSION};
+use super::protocols::Served;
 use super::server::Server;
-use super::{EXTENSIONS, PLATFORM, SERVER_NAME, describe};
+use super::{EXTENSIONS, PLATFORM, SERVER_NAME, classification, describe, protocols, tfs};
 
 type Shared = State<Arc<Server>>;
 
-/// The routes of OIP v2 on `server`.
-pub fn router(server: Arc<Server>) -> Router {
+/// The routes of the protocols in `served` on `server`.
+pub fn router(server: Arc<Server>, served: Vec<Served>) -> Router {
+    let mut router = Router::new();
+    if served.contains(&Served::OpenInference) {
+        router = router.merge(open_inference(server.clone()));
+    }
+    let v1 = tfs::rest::router(server.clone(), &served);
+    let unknown = move |request: Request<Body>| async move {
+        protocols::no_path(&served, request.uri().path())
+    };
+    router
+        .merge(v1)
+        .fallback(unknown)
+        .method_not_allowed_fallback(|request: Request<Body>| async move {
+            wrong_method(request.method(), request.uri().path())
+        })
+        .layer(middleware::from_fn(move |request, next| send_away(server.clone(), request, next)))
+}
+
+fn open_inference(server: Arc<Server>) -> Router {
     let mut router = Router::new()
         .route("/v2", get(server_metadata))
         .route("/v2/", get(server_metadata))
@@ -33,21 +55,26 @@ pub fn router(server: Arc<Server>) -> Router {
         .route("/v2/health/ready", get(ready))
         .route("/v2/models", get(models))
         .route("/v2/models/stats", get(statistics))
-        .route("/v2/repository/index", post(index));
+        .route("/v2/repository/index", post(extensions::index))
+        .route("/v2/repository/models/{model}/load", post(extensions::load))
+        .route("/v2/repository/models/{model}/unload", post(extensions::unload))
+        .route("/v2/trace/setting", get(extensions::get_trace).post(extensions::set_trace))
+        .route("/v2/logging", get(extensions::get_log).post(extensions::set_log))
+        .route("/v2/systemsharedmemory/{*rest}", any(shared_memory))
+        .route("/v2/cudasharedmemory/{*rest}", any(shared_memory));
     for model in ["/v2/models/{model}", "/v2/models/{model}/versions/{version}"] {
         router = router
             .route(model, get(metadata))
             .route(&format!("{model}/ready"), get(model_ready))
             .route(&format!("{model}/config"), get(config))
             .route(&format!("{model}/stats"), get(model_statistics))
-            .route(&format!("{model}/infer"), post(infer));
+            .route(&format!("{model}/infer"), post(infer))
+            .route(
+                &format!("{model}/trace/setting"),
+                get(extensions::get_model_trace).post(extensions::set_model_trace),
+            );
     }
-    let draining = server.clone();
-    router
-        .fallback(unknown)
-        .method_not_allowed_fallback(wrong_method)
-        .with_state(server)
-        .layer(middleware::from_fn(move |request, next| send_away(draining.clone(), request, next)))
+    router.with_state(server)
 }
 
 /// While the server drains, its HTTP/1 clients are told to connect anew, and so elsewhere: a
@@ -62,7 +89,7 @@ async fn send_away(server: Arc<Server>, request: Request<Body>, next: Next) -> R
 }
 
 /// JSON with the content type that clients compare literally.
-fn reply(status: StatusCode, body: &Value) -> Response {
+pub fn reply(status: StatusCode, body: &Value) -> Response {
     (status, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
 }
 
@@ -88,19 +115,14 @@ impl IntoResponse for InferError {
     }
 }
 
-async fn unknown(request: Request<Body>) -> InferError {
+async fn shared_memory(request: Request<Body>) -> InferError {
     let path = request.uri().path();
-    let known = ["systemsharedmemory", "cudasharedmemory", "trace", "logging", "repository/models"];
-    let feature = path.strip_prefix("/v2/").unwrap_or_default();
-    let model_feature = feature.starts_with("models/") && feature.ends_with("/trace/setting");
-    if model_feature || known.iter().any(|known| feature.starts_with(known)) {
-        return InferError::Unsupported(format!("{path} is not offered by {SERVER_NAME}"));
-    }
-    InferError::NotFound(format!("there is no {path}"))
+    InferError::Unsupported(format!("{path}: shared memory is not offered by {SERVER_NAME}"))
 }
 
-async fn wrong_method(request: Request<Body>) -> Response {
-    let text = format!("{} is not answered at {}", request.method(), request.uri().path());
+/// The refusal of `method` at `path`.
+pub fn wrong_method(method: &Method, path: &str) -> Response {
+    let text = format!("{method} is not answered at {path}");
     reply(StatusCode::METHOD_NOT_ALLOWED, &json!({"error": text}))
 }
 
@@ -198,15 +220,6 @@ fn statistics_body(server: &Server) -> Value {
     }]})
 }
 
-async fn index(State(server): Shared, body: Bytes) -> Response {
-    // Triton's client sends nothing, or {"ready": true} for the models that are ready.
-    let only_ready = serde_json::from_slice::<Value>(&body)
-        .is_ok_and(|body| body.get("ready") == Some(&Value::Bool(true)));
-    let listed = server.ready() || !only_ready;
-    let model = json!({"name": server.name(), "version": VERSION, "state": server.state()});
-    reply(StatusCode::OK, &Value::from(if listed { vec![model] } else { Vec::new() }))
-}
-
 async fn infer(
     State(server): Shared,
     Path(at): Path<Model>,
@@ -233,6 +246,6 @@ async fn answer(
 ) -> Result<(Vec<u8>, Vec<Bytes>), InferError> {
     let signature = server.signature(&at.model, &at.version)?;
     let (request, form) = message::decode(at.model, at.version, headers, &body, signature)?;
-    let response = server.infer(request).await?;
+    let response = classification::apply(&form.classes, server.infer(request).await?)?;
     message::encode(server.name(), &form, response)
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use lithe::artifact::TensorSignature;
 use lithe::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
 use lithe_worker::runtime::{Options, RuntimeError, Session};
-use lithe_worker::serve::{Backend, Limits, Running, Settings, start};
+use lithe_worker::serve::{Backend, Limits, Running, Served, Settings, start};
 use lithe_worker::tensor::Tensor;
 use tonic::transport::Channel;
 
@@ -66,6 +66,7 @@ pub async fn empty(limits: Limits, max_request_bytes: usize) -> Running {
         http: any,
         grpc: any,
         admin: any,
+        protocols: vec![Served::OpenInference, Served::TensorFlowServing, Served::KServeV1],
         max_request_bytes,
         limits,
     })

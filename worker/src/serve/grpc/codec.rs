@@ -11,13 +11,14 @@ use lithe::inference::{
     InferParameter, InferTensorContents, ModelInferRequest, ModelInferResponse,
 };
 
+use crate::serve::classification::Classes;
 use crate::serve::error::InferError;
 use crate::serve::model::{VERSION, describe, tensor};
 use crate::serve::queue::after_micros;
 use crate::serve::server::{Request, Response};
 use crate::tensor::{Datatype, Tensor, elements};
 
-/// The request in `message`; its deadline is the sooner of `deadline` and the parameter `timeout`.
+/// The request in `message`, and the outputs that are wanted as classes; its deadline is the sooner of `deadline` and the parameter `timeout`.
 ///
 /// # Errors
 /// [`InferError::Invalid`] naming the input that is wrong, [`InferError::Unsupported`] for
@@ -25,7 +26,7 @@ use crate::tensor::{Datatype, Tensor, elements};
 pub fn decode(
     message: ModelInferRequest,
     deadline: Option<Instant>,
-) -> Result<Request, InferError> {
+) -> Result<(Request, Classes), InferError> {
     let raw = message.raw_input_contents;
     if !raw.is_empty() && raw.len() != message.inputs.len() {
         return Err(InferError::Invalid(format!(
@@ -40,22 +41,30 @@ pub fn decode(
         let pairs = message.inputs.into_iter().zip(raw);
         pairs.map(|(input, data)| untyped(input, data)).collect::<Result<_, _>>()?
     };
-    let mut outputs = Vec::with_capacity(message.outputs.len());
+    let (mut outputs, mut classes) = (Vec::with_capacity(message.outputs.len()), Vec::new());
     for output in message.outputs {
         offered(&output.name, &output.parameters)?;
+        if let Some(parameter) = output.parameters.get("classification") {
+            let count = whole(parameter).ok_or_else(|| {
+                let name = &output.name;
+                InferError::Invalid(format!("output {name:?}: classification is no whole number"))
+            })?;
+            classes.push((output.name.clone(), count));
+        }
         outputs.push(output.name);
     }
     let priority = message.parameters.get("priority").and_then(whole).unwrap_or_default();
     let timeout = message.parameters.get("timeout").and_then(whole);
     let timeout = timeout.and_then(|micros| after_micros(Instant::now(), micros));
-    Ok(Request {
+    let request = Request {
         model: message.model_name,
         version: message.model_version,
         inputs,
         outputs,
         deadline: [deadline, timeout].into_iter().flatten().min(),
         priority,
-    })
+    };
+    Ok((request, classes))
 }
 
 /// The message of `response`, with every output raw.
@@ -92,10 +101,10 @@ fn whole(parameter: &InferParameter) -> Option<u64> {
 
 /// Parameters that change what the bytes mean cannot be passed over.
 fn offered(name: &str, parameters: &HashMap<String, InferParameter>) -> Result<(), InferError> {
-    for known in ["shared_memory_region", "classification"] {
-        if parameters.contains_key(known) {
-            return Err(InferError::Unsupported(format!("{name:?}: {known} is not offered")));
-        }
+    if parameters.contains_key("shared_memory_region") {
+        return Err(InferError::Unsupported(format!(
+            "{name:?}: shared_memory_region is not offered"
+        )));
     }
     Ok(())
 }
@@ -213,7 +222,7 @@ mod tests {
         let empty = input("INT16", &[2], InferTensorContents::default());
         let raw = Bytes::from_static(&[255, 255, 2, 0]);
         let raw = decode(message(vec![empty], vec![raw]), None).unwrap();
-        assert_eq!(typed.inputs, raw.inputs);
+        assert_eq!(typed.0.inputs, raw.0.inputs);
     }
 
     #[test]

@@ -5,7 +5,8 @@ use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, SeqAccess, Visitor};
 
-use crate::tensor::{Datatype, Tensor};
+use crate::serve::element::{self, Scalar, Writer};
+use crate::tensor::{Datatype, Tensor, elements};
 
 /// The elements of `json`, which must be exactly `count` of `datatype`.
 ///
@@ -31,39 +32,12 @@ struct Elements {
 }
 
 impl Elements {
-    fn push<E: Error>(&mut self, bytes: &[u8]) -> Result<(), E> {
+    fn push<E: Error>(&mut self, scalar: Scalar<'_>) -> Result<(), E> {
         self.left = self
             .left
             .checked_sub(1)
             .ok_or_else(|| E::custom("data has more elements than the shape"))?;
-        self.data.extend_from_slice(bytes);
-        Ok(())
-    }
-
-    fn whole<E: Error>(&mut self, value: i128) -> Result<(), E> {
-        macro_rules! fit {
-            ($kind:ty) => {
-                match <$kind>::try_from(value) {
-                    Ok(value) => self.push(&value.to_le_bytes()),
-                    Err(_) => {
-                        Err(E::custom(format!("{value} does not fit into {}", self.datatype)))
-                    }
-                }
-            };
-        }
-        match self.datatype {
-            Datatype::Uint8 => fit!(u8),
-            Datatype::Uint16 => fit!(u16),
-            Datatype::Uint32 => fit!(u32),
-            Datatype::Uint64 => fit!(u64),
-            Datatype::Int8 => fit!(i8),
-            Datatype::Int16 => fit!(i16),
-            Datatype::Int32 => fit!(i32),
-            Datatype::Int64 => fit!(i64),
-            Datatype::Fp32 => self.push(&(value as f32).to_le_bytes()),
-            Datatype::Fp64 => self.push(&(value as f64).to_le_bytes()),
-            other => Err(E::custom(format!("{value} is not an element of {other}"))),
-        }
+        element::push(&mut self.data, self.datatype, scalar).map_err(E::custom)
     }
 }
 
@@ -88,38 +62,23 @@ impl<'de> Visitor<'de> for &mut Elements {
     }
 
     fn visit_bool<E: Error>(self, value: bool) -> Result<(), E> {
-        match self.datatype {
-            Datatype::Bool => self.push(&[u8::from(value)]),
-            other => Err(E::custom(format!("{value} is not an element of {other}"))),
-        }
+        self.push(Scalar::Bool(value))
     }
 
     fn visit_i64<E: Error>(self, value: i64) -> Result<(), E> {
-        self.whole(value.into())
+        self.push(Scalar::Whole(value.into()))
     }
 
     fn visit_u64<E: Error>(self, value: u64) -> Result<(), E> {
-        self.whole(value.into())
+        self.push(Scalar::Whole(value.into()))
     }
 
     fn visit_f64<E: Error>(self, value: f64) -> Result<(), E> {
-        match self.datatype {
-            Datatype::Fp32 if (value as f32).is_finite() => {
-                self.push(&(value as f32).to_le_bytes())
-            }
-            Datatype::Fp64 => self.push(&value.to_le_bytes()),
-            other => Err(E::custom(format!("{value} is not an element of {other}"))),
-        }
+        self.push(Scalar::Float(value))
     }
 
     fn visit_str<E: Error>(self, value: &str) -> Result<(), E> {
-        if self.datatype != Datatype::Bytes {
-            return Err(E::custom(format!("a string is not an element of {}", self.datatype)));
-        }
-        let length = u32::try_from(value.len()).map_err(|_| E::custom("the string is too long"))?;
-        self.push(&length.to_le_bytes())?;
-        self.data.extend_from_slice(value.as_bytes());
-        Ok(())
+        self.push(Scalar::Text(value))
     }
 }
 
@@ -129,66 +88,17 @@ impl<'de> Visitor<'de> for &mut Elements {
 /// # Errors
 /// When the type does not travel as JSON.
 pub fn write(out: &mut Vec<u8>, tensor: &Tensor) -> Result<(), String> {
+    let datatype = tensor.datatype();
+    if matches!(datatype, Datatype::Fp16 | Datatype::Bf16) {
+        return Err(format!("{datatype} does not travel as JSON: ask for binary data"));
+    }
+    let writer = Writer::new(tensor);
     out.push(b'[');
-    let mut first = true;
-    let mut comma = |out: &mut Vec<u8>| {
-        if !std::mem::replace(&mut first, false) {
+    for index in 0..elements(tensor.shape()).unwrap_or_default() {
+        if index > 0 {
             out.push(b',');
         }
-    };
-    macro_rules! numbers {
-        ($kind:ty) => {
-            for chunk in tensor.data().chunks_exact(size_of::<$kind>()) {
-                comma(out);
-                let number = <$kind>::from_le_bytes(chunk.try_into().unwrap_or_default());
-                serde_json::to_writer(&mut *out, &number).map_err(|error| error.to_string())?;
-            }
-        };
-    }
-    macro_rules! floats {
-        ($kind:ty) => {
-            for chunk in tensor.data().chunks_exact(size_of::<$kind>()) {
-                comma(out);
-                let number = <$kind>::from_le_bytes(chunk.try_into().unwrap_or_default());
-                if number.is_nan() {
-                    out.extend_from_slice(b"NaN");
-                } else if number.is_infinite() {
-                    let word: &[u8] = if number > 0.0 { b"Infinity" } else { b"-Infinity" };
-                    out.extend_from_slice(word);
-                } else {
-                    serde_json::to_writer(&mut *out, &number).map_err(|error| error.to_string())?;
-                }
-            }
-        };
-    }
-    match tensor.datatype() {
-        Datatype::Bool => {
-            for byte in tensor.data() {
-                comma(out);
-                let word: &[u8] = if *byte == 0 { b"false" } else { b"true" };
-                out.extend_from_slice(word);
-            }
-        }
-        Datatype::Uint8 => numbers!(u8),
-        Datatype::Uint16 => numbers!(u16),
-        Datatype::Uint32 => numbers!(u32),
-        Datatype::Uint64 => numbers!(u64),
-        Datatype::Int8 => numbers!(i8),
-        Datatype::Int16 => numbers!(i16),
-        Datatype::Int32 => numbers!(i32),
-        Datatype::Int64 => numbers!(i64),
-        Datatype::Fp32 => floats!(f32),
-        Datatype::Fp64 => floats!(f64),
-        Datatype::Bytes => {
-            for item in tensor.strings() {
-                comma(out);
-                let text = std::str::from_utf8(&item).map_err(|error| error.to_string())?;
-                serde_json::to_writer(&mut *out, text).map_err(|error| error.to_string())?;
-            }
-        }
-        other @ (Datatype::Fp16 | Datatype::Bf16) => {
-            return Err(format!("{other} does not travel as JSON: ask for binary data"));
-        }
+        writer.write(out, index)?;
     }
     out.push(b']');
     Ok(())

@@ -10,6 +10,8 @@ use serde::de::{Deserializer, Error, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::json;
+use crate::serve::classification::Classes;
+use crate::serve::element;
 use crate::serve::error::InferError;
 use crate::serve::model::{Signature, VERSION, describe};
 use crate::serve::queue::after_micros;
@@ -28,6 +30,8 @@ pub struct Form {
     id: Option<String>,
     /// The outputs that are wanted as binary, or not, by name.
     outputs: Vec<(String, Option<bool>)>,
+    /// The outputs that are wanted as classes.
+    pub classes: Classes,
     binary: bool,
 }
 
@@ -57,7 +61,7 @@ struct Parameters {
     #[serde(default)]
     binary_data: Option<bool>,
     #[serde(default)]
-    classification: Option<serde::de::IgnoredAny>,
+    classification: Option<u64>,
     #[serde(default)]
     shared_memory_region: Option<serde::de::IgnoredAny>,
 }
@@ -136,9 +140,17 @@ pub fn decode(
             Form { binary: true, ..Form::default() },
         ));
     }
-    let message: Message<'_> = serde_json::from_slice(&header).map_err(|error| {
-        InferError::Invalid(format!("the request is not what it should be: {error}"))
-    })?;
+    // JSON has no word for NaN, so the rare message that holds one is read a second time.
+    let marked;
+    let message: Message<'_> = match serde_json::from_slice(&header) {
+        Ok(message) => message,
+        Err(_) => {
+            marked = element::words(&header);
+            serde_json::from_slice(&marked).map_err(|error| {
+                InferError::Invalid(format!("the request is not what it should be: {error}"))
+            })?
+        }
+    };
     let mut inputs = Vec::with_capacity(message.inputs.len());
     for input in message.inputs {
         inputs.push(tensor(input, &mut binary)?);
@@ -151,10 +163,13 @@ pub fn decode(
     }
     let parameters = message.parameters.unwrap_or_default();
     let mut form =
-        Form { id: message.id, outputs: Vec::new(), binary: parameters.binary_data_output };
+        Form { id: message.id, binary: parameters.binary_data_output, ..Form::default() };
     for output in message.outputs {
         let parameters = output.parameters.unwrap_or_default();
         offered(&output.name, &parameters)?;
+        if let Some(count) = parameters.classification {
+            form.classes.push((output.name.clone(), count));
+        }
         form.outputs.push((output.name, parameters.binary_data));
     }
     let outputs = form.outputs.iter().map(|(name, _)| name.clone()).collect();
@@ -197,12 +212,11 @@ fn whole(signature: &Signature, data: Bytes) -> Result<(String, Tensor), InferEr
 }
 
 fn offered(name: &str, parameters: &Parameters) -> Result<(), InferError> {
-    let unsupported =
-        |what| Err(InferError::Unsupported(format!("{name:?}: {what} is not offered")));
-    match parameters {
-        Parameters { classification: Some(_), .. } => unsupported("classification"),
-        Parameters { shared_memory_region: Some(_), .. } => unsupported("shared_memory_region"),
-        _ => Ok(()),
+    match parameters.shared_memory_region {
+        None => Ok(()),
+        Some(_) => {
+            Err(InferError::Unsupported(format!("{name:?}: shared_memory_region is not offered")))
+        }
     }
 }
 
