@@ -7,6 +7,7 @@ behind a Service. Must not import kserve, and sends no inference that costs more
 import asyncio
 import http.client
 import json
+import queue
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -263,12 +264,74 @@ def test_the_repository_lists_the_model_as_ready(triton: Triton):
 def test_what_is_not_offered_says_so(triton: Triton):
     for method, arguments in (
         (triton.client.register_system_shared_memory, ("region", "/key", 16)),
-        (triton.client.get_trace_settings, ()),
-        (triton.client.get_log_settings, ()),
+        (triton.client.get_system_shared_memory_status, ()),
+        (triton.client.unload_model, (triton.served.model,)),
     ):
         with pytest.raises(InferenceServerException) as error:
             method(*arguments)
         assert error.value.status() == UNSUPPORTED[triton.protocol], method.__name__
+
+
+def test_the_served_model_can_be_loaded_and_no_other(triton: Triton):
+    triton.client.load_model(triton.served.model)
+    with pytest.raises(InferenceServerException) as error:
+        triton.client.load_model("no-such-model")
+    assert error.value.status() == NOT_FOUND[triton.protocol]
+    with pytest.raises(InferenceServerException) as error:
+        triton.client.load_model(triton.served.model, config="{}")
+    assert error.value.status() == UNSUPPORTED[triton.protocol]
+
+
+def test_trace_and_log_settings_are_told_and_cannot_be_changed(triton: Triton):
+    assert as_dict(triton, triton.client.get_trace_settings)
+    assert as_dict(triton, triton.client.get_trace_settings, triton.served.model)
+    assert as_dict(triton, triton.client.get_log_settings)
+    for method, settings in (
+        (triton.client.update_trace_settings, {"trace_level": ["TIMESTAMPS"]}),
+        (triton.client.update_log_settings, {"log_verbose_level": 9}),
+    ):
+        with pytest.raises(InferenceServerException) as error:
+            method(settings=settings)
+        assert error.value.status() == UNSUPPORTED[triton.protocol], method.__name__
+    unchanged = {"trace_level": ["OFF"]}
+    assert triton.client.update_trace_settings(settings=unchanged)
+
+
+def test_classes_are_the_highest_outputs(triton: Triton):
+    batch = triton.served.batch(2)
+    name, rows = next(
+        (name, rows) for name, rows in triton.served.expected(batch).items() if rows.ndim == 2
+    )
+    wanted = triton.library.InferRequestedOutput(name, class_count=3)
+    classes = triton.infer(batch, outputs=[wanted]).as_numpy(name)
+    assert classes.shape == (2, min(3, rows.shape[1]))
+    for row, texts in zip(rows, classes, strict=True):
+        order = np.argsort(-row, kind="stable")[: len(texts)]
+        assert [int(text.split(b":")[1]) for text in texts] == order.tolist()
+        np.testing.assert_allclose([float(text.split(b":")[0]) for text in texts], row[order], atol=1e-5)
+
+
+def test_a_stream_answers_each_request(served: Served):
+    answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
+    batches = [served.batch(1, row) for row in range(4)]
+    with tritonclient.grpc.InferenceServerClient(served.grpc) as client:
+        client.start_stream(callback=lambda result, error: answers.put((result, error)))
+        for row, batch in enumerate(batches):
+            sent = inputs(tritonclient.grpc, batch)
+            client.async_stream_infer(
+                served.model, sent, request_id=str(row), enable_empty_final_response=True
+            )
+        client.async_stream_infer("no-such-model", inputs(tritonclient.grpc, batches[0]))
+        for row, batch in enumerate(batches):
+            result, error = answers.get(timeout=60)
+            assert error is None
+            response = result.get_response()
+            assert response.id == str(row)
+            assert response.parameters["triton_final_response"].bool_param
+            check(served, result, served.expected(batch))
+        result, error = answers.get(timeout=60)
+        assert "no-such-model" in error.message()
+        client.stop_stream()
 
 
 def test_an_unknown_model_or_version_is_not_found(triton: Triton):

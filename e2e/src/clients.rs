@@ -10,8 +10,19 @@ use crate::command::{capture, run_visible};
 use crate::demo::NAMESPACE;
 use crate::{host, images, progress, python, volumes};
 
-/// The client libraries; each has its own environment, since they cannot share a process.
-const CLIENTS: [&str; 2] = ["triton", "kserve"];
+/// The tests of one client library: its environment, since they cannot share a process, and the
+/// file.
+type Suite = (&'static str, &'static str);
+
+/// Clients of the protocol that is served by default.
+pub const OPEN_INFERENCE: [Suite; 2] = [("triton", "test_triton.py"), ("kserve", "test_kserve.py")];
+/// Clients of every protocol.
+pub const ALL: [Suite; 4] = [
+    OPEN_INFERENCE[0],
+    OPEN_INFERENCE[1],
+    ("kserve", "test_kserve_v1.py"),
+    ("tfserving", "test_tfserving.py"),
+];
 
 /// Whether an answer must equal ONNX Runtime's on the same file bit for bit, or within 1e-5.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -20,32 +31,53 @@ pub enum Likeness {
     Close,
 }
 
-/// Lets `tritonclient` and the `kserve` SDK predict against the Service of `model`, and compares
-/// with ONNX Runtime in Python on the file `reference`; the samples are those of `example`.
+/// What clients ask, and what they compare with.
+pub struct Target<'a> {
+    /// HOST:PORT of the REST protocols.
+    pub http: String,
+    /// HOST:PORT of the gRPC protocols.
+    pub grpc: String,
+    /// The model's name.
+    pub model: &'a str,
+    /// The example whose samples are sent.
+    pub example: &'a str,
+    /// The file that ONNX Runtime in Python answers from.
+    pub reference: &'a Path,
+    /// How alike the answers must be.
+    pub likeness: Likeness,
+}
+
+/// Lets the clients of `suites` predict against the Service of `model`; the samples are those of
+/// `example`.
 pub fn predict(
     cluster: &Cluster,
-    model: &str,
-    example: &str,
-    reference: &Path,
-    likeness: Likeness,
+    (model, example): (&str, &str),
+    (reference, likeness): (&Path, Likeness),
+    suites: &[Suite],
 ) -> Result<()> {
     let address = field(cluster, "service", model, "{.spec.clusterIP}")?;
-    for client in CLIENTS {
-        progress::headline(&format!("{client} client: {model}, {}", reference.display()));
+    let (http, grpc) = (format!("{address}:80"), format!("{address}:8081"));
+    ask(&Target { http, grpc, model, example, reference, likeness }, suites)
+}
+
+/// Lets the clients of `suites` predict against `target`, and compares with ONNX Runtime in Python.
+pub fn ask(target: &Target<'_>, suites: &[Suite]) -> Result<()> {
+    let Target { http, grpc, model, example, reference, likeness } = target;
+    for (client, file) in suites {
+        progress::headline(&format!("{file}: {model}, {}", reference.display()));
         let mut pytest = Command::new(python::interpreter(client)?);
         pytest
             .current_dir(python::sources())
             .env("PYTHONDONTWRITEBYTECODE", "1")
-            .env("LITHE_HTTP", format!("{address}:80"))
-            .env("LITHE_GRPC", format!("{address}:8081"))
+            .env("LITHE_HTTP", http)
+            .env("LITHE_GRPC", grpc)
             .env("LITHE_MODEL", model)
             .env("LITHE_REFERENCE", reference)
             .env("LITHE_DATA", python::models()?.join(format!("{example}.npz")))
-            .env("LITHE_EXACT", if likeness == Likeness::Exact { "1" } else { "0" })
+            .env("LITHE_EXACT", if *likeness == Likeness::Exact { "1" } else { "0" })
             // The examples limit their pods to one processor, and the worker takes a thread for it.
             .env("LITHE_THREADS", "1")
-            .args(["-m", "pytest", "-q", "-p", "no:cacheprovider"])
-            .arg(format!("test_{client}.py"));
+            .args(["-m", "pytest", "-q", "-p", "no:cacheprovider", file]);
         run_visible(&mut pytest)?;
     }
     Ok(())

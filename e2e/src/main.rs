@@ -17,6 +17,7 @@ mod demo;
 mod host;
 mod images;
 mod interrupt;
+mod loopback;
 mod network;
 mod pki;
 mod process;
@@ -46,6 +47,8 @@ enum Verb {
     Status,
     /// Print the path of the embedded cluster's kubeconfig.
     Kubeconfig,
+    /// Let real clients of every protocol ask a worker on this machine, without a cluster.
+    Clients(loopback::Which),
     /// Print the path of the ONNX Runtime library, fetched when missing.
     RuntimeLibrary,
     /// Measure and print figures.
@@ -90,6 +93,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         }
         Verb::Kubeconfig => println!("{}", cluster::kubeconfig()?.display()),
         Verb::RuntimeLibrary => println!("{}", images::runtime_library()?.display()),
+        Verb::Clients(which) => loopback::clients(&which)?,
         Verb::Bench { name, json } => bench::bench(name, json)?,
         Verb::Test => suite::test()?,
     }

@@ -10,6 +10,9 @@ use sha2::{Digest as _, Sha256};
 use crate::cache;
 use crate::command::run_logged;
 
+/// The environment that needs the messages of TensorFlow, and not TensorFlow.
+const TENSORFLOW: &str = "tfserving";
+
 /// The folder of the Python sources.
 pub fn sources() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("python")
@@ -46,6 +49,10 @@ pub fn interpreter(name: &str) -> Result<PathBuf> {
             .arg(&requirements),
         &format!("pip-{name}"),
     )?;
+    if name == TENSORFLOW {
+        let script = sources().join("tensorflow_messages.py");
+        run_logged(Command::new(&python).arg(script), "tensorflow-messages")?;
+    }
     std::fs::write(&finished, b"")?;
     Ok(python)
 }

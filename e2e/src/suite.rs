@@ -83,14 +83,15 @@ fn on_cluster(cluster: &Cluster, root: &Path, cargo: impl Fn() -> Command) -> Re
     demo::tell(cluster)?;
     for example in demo::EXAMPLES {
         let served = clients::artifact(cluster, example)?;
-        clients::predict(cluster, example, example, &served, Likeness::Exact)?;
+        let like = (served.as_path(), Likeness::Exact);
+        clients::predict(cluster, (example, example), like, &clients::OPEN_INFERENCE)?;
     }
     original(cluster)?;
     // One after the other: each has the node for itself.
     run_visible(tests("story")?.arg("--test-threads=1"))
 }
 
-/// A model that is served as it is, asked by the same clients.
+/// A model that is served as it is, asked by clients of every protocol.
 fn original(cluster: &Cluster) -> Result<()> {
     cluster.apply(&format!(
         "apiVersion: lithe.dev/v1alpha1
@@ -98,11 +99,14 @@ kind: ModelDeployment
 metadata: {{name: original, namespace: {}}}
 spec:
   model: {{uri: pvc://models/magika.onnx}}
-  runtime: {{resources: {{requests: {{cpu: 100m}}, limits: {{cpu: \"1\", memory: 512Mi}}}}}}
+  runtime:
+    protocols: [OpenInference, TensorFlowServing, KServeV1]
+    resources: {{requests: {{cpu: 100m}}, limits: {{cpu: \"1\", memory: 512Mi}}}}
 ",
         demo::NAMESPACE
     ))?;
     demo::until_served(cluster, "original")?;
     let file = python::models()?.join("magika.onnx");
-    clients::predict(cluster, "original", "magika", &file, Likeness::Close)
+    let like = (file.as_path(), Likeness::Close);
+    clients::predict(cluster, ("original", "magika"), like, &clients::ALL)
 }
