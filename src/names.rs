@@ -206,20 +206,10 @@ pub mod reason {
         FIXED = "Fixed";
         /// Somebody else sets the number of replicas.
         EXTERNAL = "External";
-        /// The number of pods follows the measured latency.
-        FOLLOWING = "FollowingLatency";
-        /// The measurements are not enough to decide: the number of pods stays.
+        /// Nothing was measured yet: the number of pods stays.
         HOLDING = "Holding";
-        /// No pod tells its measurements: the number of pods stays.
-        METRICS_UNAVAILABLE = "MetricsUnavailable";
-        /// One inference alone takes longer than the target.
-        SLO_INFEASIBLE = "SLOInfeasible";
-        /// More pods are needed than `maxReplicas` allows.
-        SATURATED = "Saturated";
         /// No request came for long: no pod runs, and the next request starts one.
         SCALED_TO_ZERO = "ScaledToZero";
-        /// The installation has no gateway that is ready.
-        GATEWAY_UNAVAILABLE = "GatewayUnavailable";
     }
 }
 

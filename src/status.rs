@@ -61,6 +61,9 @@ pub struct ModelDeploymentStatus {
     /// The way of requests, and the gateway's ports for the model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traffic: Option<TrafficStatus>,
+    /// How long a pod of the served artifact takes from its creation until it is ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cold_start: Option<ColdStart>,
     /// The last failure of a pod or Job, in the words of the cluster. Kept until a newer one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_failure: Option<Failure>,
@@ -81,6 +84,8 @@ pub enum Phase {
     RollingOut,
     /// The declared model is served.
     Serving,
+    /// The declared model has no pod since no request came; the next request starts one.
+    Idle,
     /// The last good version is served while the newest spec failed or waits.
     Degraded,
     /// Nothing is served, and the newest spec failed.
@@ -248,6 +253,18 @@ pub struct TrafficStatus {
     /// Since when the Service leads there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Time>,
+}
+
+/// How long a pod takes from its creation until it is ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ColdStart {
+    /// The first digits of the artifact's digest: another artifact starts in another time.
+    pub artifact: String,
+    /// The longest of the measured times.
+    pub longest: String,
+    /// How many pods were measured.
+    pub pods: u32,
 }
 
 /// The last change of the number of pods.

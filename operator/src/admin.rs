@@ -12,11 +12,12 @@ use lithe::status::Phase;
 
 use crate::controller::Context;
 
-const PHASES: [Phase; 6] = [
+const PHASES: [Phase; 7] = [
     Phase::Pending,
     Phase::Compressing,
     Phase::RollingOut,
     Phase::Serving,
+    Phase::Idle,
     Phase::Degraded,
     Phase::Failed,
 ];
@@ -39,6 +40,7 @@ pub async fn serve(
 
 async fn metrics(State(context): State<Arc<Context>>) -> String {
     context.metrics.queued(context.queue.depth());
+    context.metrics.scaling(context.measured.figures());
     for phase in PHASES {
         let count = context.caches.models.count(|model| {
             model.status.as_ref().and_then(|status| status.phase).unwrap_or_default() == phase

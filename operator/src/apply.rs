@@ -6,9 +6,11 @@
 mod error;
 
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy};
 use kube::{Api, Client, Resource, ResourceExt as _};
@@ -23,8 +25,10 @@ pub use error::{WriteError, words};
 use crate::cache::{Cache, key};
 use crate::drift::subset;
 use crate::objects::Objects;
+use crate::objects::service::is_workers;
 use crate::observe::{Caches, Observed};
 use crate::plan::Plan;
+use crate::plan::traffic::is_ours;
 
 /// A resource version that no object has. A server-side apply that carries it creates a missing
 /// object and gets a conflict from one that exists: "create, never overwrite" in one request, and
@@ -83,7 +87,8 @@ pub async fn apply(
     let uid = observed.model.uid().unwrap_or_default();
     let mut writer = Writer { access, uid: &uid, applied: Applied::default() };
     // Destructured without `..`: a new kind of child cannot be forgotten here.
-    let Objects { account, policies, service, budget, deployment, job, job_meta } = objects;
+    let Objects { account, policies, service, workers, slice, budget, deployment, job, job_meta } =
+        objects;
     writer.ensure(&caches.accounts, account).await;
     let wanted: Vec<_> = policies.iter().map(key).collect();
     for policy in policies {
@@ -94,7 +99,24 @@ pub async fn apply(
             writer.remove(&caches.policies, old.as_ref()).await;
         }
     }
+    // An address that answers is there before the Service leads to it, and until it leads elsewhere.
+    let no_slice = slice.is_none();
+    if let Some(slice) = slice {
+        writer.ensure(&caches.slices, slice).await;
+    }
     writer.ensure(&caches.services, service).await;
+    match workers {
+        Some(workers) => writer.ensure(&caches.services, workers).await,
+        None => {
+            let named = |old: &Arc<Service>| is_workers(old, &observed.model);
+            for old in caches.services.of(&uid).into_iter().filter(named) {
+                writer.remove(&caches.services, old.as_ref()).await;
+            }
+        }
+    }
+    for old in caches.slices.of(&uid).into_iter().filter(|old| no_slice && is_ours(old)) {
+        writer.remove(&caches.slices, old.as_ref()).await;
+    }
     match budget {
         Some(budget) => writer.ensure(&caches.budgets, budget).await,
         None => {
@@ -107,6 +129,12 @@ pub async fn apply(
         writer.ensure(&caches.deployments, deployment).await;
     }
     writer.jobs(caches, observed, plan, job, job_meta).await;
+    let slow = |pod: &&Arc<Pod>| plan.replace.contains(&pod.uid().unwrap_or_default());
+    for pod in observed.serving.iter().filter(slow) {
+        if pod.metadata.deletion_timestamp.is_none() {
+            writer.remove(&caches.pods, pod.as_ref()).await;
+        }
+    }
     writer.applied
 }
 

@@ -94,6 +94,12 @@ impl<K: Resource<DynamicType = ()> + Clone> Cache<K> {
         state.objects.keys().cloned().collect()
     }
 
+    /// All objects.
+    pub fn all(&self) -> Vec<Arc<K>> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        state.objects.values().cloned().collect()
+    }
+
     /// Says how many watches will keep this cache.
     pub fn expect(&self, watches: usize) {
         self.watches.store(watches, Ordering::Release);

@@ -24,6 +24,12 @@ pub struct Config {
     /// When the worker's image is pulled.
     #[arg(long, env = "LITHE_IMAGE_PULL_POLICY", default_value = "IfNotPresent")]
     pub image_pull_policy: String,
+    /// The Service of the gateway that this installation has; without one there is no gateway.
+    #[arg(long, env = "LITHE_GATEWAY_SERVICE")]
+    pub gateway_service: Option<String>,
+    /// The namespace of the gateway.
+    #[arg(long, env = "LITHE_GATEWAY_NAMESPACE", default_value = "lithe-system")]
+    pub gateway_namespace: String,
     /// Let pods talk only to what they need.
     #[arg(long, env = "LITHE_NETWORK_POLICY")]
     pub network_policy: bool,

@@ -8,15 +8,17 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Resource, ResourceExt as _};
 use lithe::names::STATUS_MANAGER;
-use lithe::spec::ModelDeployment;
+use lithe::spec::{ModelDeployment, TrafficMode};
 use lithe::status::ModelDeploymentStatus;
 
 use crate::apply::{Access, Applied, WriteError, apply, words};
 use crate::cache::{Key, key};
 use crate::client::Clients;
 use crate::config::Config;
+use crate::gateways::{PortBook, gateways};
 use crate::inquire::{Answers, inquire};
 use crate::lease::Leadership;
+use crate::measured::Measured;
 use crate::metrics::Metrics;
 use crate::objects::objects;
 use crate::observe::{Caches, Observed, observe, questions};
@@ -53,6 +55,10 @@ pub struct Context {
     pub leadership: Leadership,
     /// Events that were asked for.
     pub answers: Answers,
+    /// What pods and gateways told.
+    pub measured: Measured,
+    /// The gateway's ports that are promised.
+    pub ports: PortBook,
     /// Whether the loop turns.
     pub pulse: Pulse,
 }
@@ -78,13 +84,14 @@ async fn reconcile(context: &Context, model: Arc<ModelDeployment>) -> Result<(),
     let leads = || context.leadership.leads();
     let access = Access { client: &context.clients.requests, leads: &leads };
     let applied = apply(&access, &context.caches, &observed, &plan, wanted).await;
-    if !applied.created.is_empty() && applied.failed.is_empty() {
+    // A step in the number of pods is told at once: the next look would see no step.
+    if !applied.created.is_empty() && applied.failed.is_empty() && plan.step.is_none() {
         context.queue.push_at(key(observed.model.as_ref()), Instant::now() + FIRST_LOOK);
         return Ok(());
     }
     // What was just written is part of what is reported.
-    let hints = observed.hints;
-    let observed = Observed { hints, ..observe(&context.caches, observed.model) };
+    let Observed { hints, gateways, scaled, model, .. } = observed;
+    let observed = Observed { hints, gateways, scaled, ..observe(&context.caches, model) };
     let status = report(&observed, &plan, &applied, &now);
     let news = events::news(&observed, &plan, &status);
     write_status(context, &observed.model, status).await?;
@@ -102,7 +109,11 @@ async fn look(context: &Context, model: Arc<ModelDeployment>, now: &Time) -> Obs
     let asked = questions(&observed, now);
     let namespace = observed.model.namespace().unwrap_or_default();
     let hints = inquire(&context.clients.requests, &context.answers, &namespace, &asked).await;
-    Observed { hints, ..observed }
+    let acknowledged = context.measured.acknowledged();
+    let model = observed.model.as_ref();
+    let gateways = gateways(&context.caches, &acknowledged, &context.ports, model);
+    let scaled = context.measured.scaled(&model.uid().unwrap_or_default());
+    Observed { hints, gateways, scaled, ..observed }
 }
 
 /// When something may have changed without an event that tells us.
@@ -111,7 +122,9 @@ fn next_look(observed: &Observed, plan: &Plan, applied: &Applied, now: &Time) ->
     if works || !questions(observed, now).is_empty() {
         return Some(LOOK_AGAIN);
     }
-    (!applied.failed.is_empty()).then_some(TRY_NAME)
+    // The ports of a gateway that is left are given back when they have lingered.
+    let leaves = plan.traffic.wanted == TrafficMode::Direct && plan.traffic.uses_gateway();
+    (!applied.failed.is_empty() || leaves).then_some(TRY_NAME)
 }
 
 async fn write_status(

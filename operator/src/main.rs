@@ -10,7 +10,7 @@ use lithe_operator::lease::Leadership;
 use lithe_operator::metrics::Metrics;
 use lithe_operator::observe::Caches;
 use lithe_operator::queue::Queue;
-use lithe_operator::{admin, client, telemetry};
+use lithe_operator::{admin, client, scrape, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +28,7 @@ async fn main() -> anyhow::Result<()> {
     let mut admin = tokio::spawn(admin);
     let lease = tokio::spawn(lead(Arc::clone(&context)));
     tokio::spawn(controller::run(Arc::clone(&context)));
+    tokio::spawn(scrape::run(Arc::clone(&context)));
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {
         _ = terminate.recv() => {}
@@ -60,6 +61,8 @@ async fn context(config: Config) -> anyhow::Result<Context> {
         queue: Queue::new(*concurrency, (concurrency / 3).max(1)),
         caches: Caches::default(),
         answers: Default::default(),
+        measured: Default::default(),
+        ports: Default::default(),
         pulse: Default::default(),
         clients,
         config,

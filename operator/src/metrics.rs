@@ -1,5 +1,6 @@
 //! What `/metrics` says. Labels are bounded: verbs, resources, code classes, outcomes.
 
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -9,6 +10,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+use crate::measured::Figures;
 use crate::queue::Depth;
 
 /// Labels of a request to the API server.
@@ -37,6 +39,78 @@ struct PhaseLabels {
     phase: String,
 }
 
+/// Labels of the figures by which a model is scaled. As many as there are models with a latency
+/// target; those of a model go with it.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ModelLabels {
+    namespace: String,
+    model: String,
+}
+
+/// Labels of a percentile.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct PercentileLabels {
+    namespace: String,
+    model: String,
+    percentile: String,
+}
+
+/// The figures by which models are scaled, as an HPA or KEDA may read them, too.
+#[derive(Default)]
+struct Scaling {
+    wanted: Family<ModelLabels, Gauge>,
+    rate: Family<ModelLabels, Gauge<f64, AtomicU64>>,
+    in_flight: Family<ModelLabels, Gauge>,
+    queued: Family<ModelLabels, Gauge>,
+    latency: Family<PercentileLabels, Gauge<f64, AtomicU64>>,
+}
+
+impl Scaling {
+    fn register(&self, registry: &mut Registry) {
+        let mut add = |name: &str, help: &str, metric: &Family<ModelLabels, Gauge>| {
+            registry.register(name, help, metric.clone());
+        };
+        add("scaling_wanted_replicas", "Pods that the latency target needs", &self.wanted);
+        add("scaling_in_flight", "Requests that are being answered", &self.in_flight);
+        add("scaling_queued", "Requests that wait", &self.queued);
+        registry.register(
+            "scaling_request_rate",
+            "Requests per second in the last minute",
+            self.rate.clone(),
+        );
+        registry.register(
+            "scaling_latency_seconds",
+            "Percentiles of latency in the last minute, over all pods",
+            self.latency.clone(),
+        );
+    }
+
+    /// Only what `all` holds: a model that went leaves no figure behind.
+    fn tell(&self, all: Vec<Figures>) {
+        self.wanted.clear();
+        self.rate.clear();
+        self.in_flight.clear();
+        self.queued.clear();
+        self.latency.clear();
+        for figures in all {
+            let Figures { namespace, name: model, wanted, rate, in_flight, queued, latency } =
+                figures;
+            let labels = ModelLabels { namespace: namespace.clone(), model: model.clone() };
+            self.wanted.get_or_create(&labels).set(i64::from(wanted));
+            self.rate.get_or_create(&labels).set(rate);
+            let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+            self.in_flight.get_or_create(&labels).set(count(in_flight));
+            self.queued.get_or_create(&labels).set(count(queued));
+            for (percentile, seconds) in latency {
+                let (namespace, model) = (namespace.clone(), model.clone());
+                let percentile = percentile.to_string();
+                let labels = PercentileLabels { namespace, model, percentile };
+                self.latency.get_or_create(&labels).set(seconds);
+            }
+        }
+    }
+}
+
 /// All metrics of the process.
 pub struct Metrics {
     registry: Registry,
@@ -47,6 +121,7 @@ pub struct Metrics {
     phases: Family<PhaseLabels, Gauge>,
     unreadable: Counter,
     leader: Gauge,
+    scaling: Scaling,
 }
 
 impl Default for Metrics {
@@ -70,7 +145,19 @@ impl Default for Metrics {
             unreadable.clone(),
         );
         registry.register("leader", "1 while this process leads", leader.clone());
-        Self { registry, requests, reconciles, duration, queued, phases, unreadable, leader }
+        let scaling = Scaling::default();
+        scaling.register(&mut registry);
+        Self {
+            registry,
+            requests,
+            reconciles,
+            duration,
+            queued,
+            phases,
+            unreadable,
+            leader,
+            scaling,
+        }
     }
 }
 
@@ -107,6 +194,11 @@ impl Metrics {
     /// Counts an object that cannot be read.
     pub fn unreadable(&self) {
         self.unreadable.inc();
+    }
+
+    /// Says the figures of all models that are scaled.
+    pub fn scaling(&self, figures: Vec<Figures>) {
+        self.scaling.tell(figures);
     }
 
     /// Says whether this process leads.

@@ -6,12 +6,14 @@ pub mod job;
 pub mod pod;
 pub mod policy;
 pub mod service;
+pub mod slice;
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Service, ServiceAccount};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -30,8 +32,12 @@ pub struct Objects {
     pub account: ServiceAccount,
     /// What the pods may talk to, one for each role that has pods; none when policies are off.
     pub policies: Vec<NetworkPolicy>,
-    /// The address of the pods.
+    /// The address that clients write down.
     pub service: Service,
+    /// What tells the gateway the pods; absent while it needs not know them.
+    pub workers: Option<Service>,
+    /// The gateway's addresses behind `service`.
+    pub slice: Option<EndpointSlice>,
     /// How many pods a drain may take at a time; absent where there is never a second pod.
     pub budget: Option<PodDisruptionBudget>,
     /// The pods that serve; absent until there is an artifact, and while it must stay as it is.
@@ -53,7 +59,14 @@ pub fn objects(observed: &Observed, plan: &Plan, config: &Config) -> Objects {
     Objects {
         account: guards::account(model),
         policies: if config.network_policy { policies(observed, plan, config) } else { Vec::new() },
-        service: service::service(model),
+        service: service::service(model, plan.traffic.through),
+        workers: plan.traffic.uses_gateway().then(|| service::workers(model)),
+        slice: plan
+            .traffic
+            .endpoints
+            .as_deref()
+            .zip(plan.traffic.ports)
+            .map(|(endpoints, ports)| slice::slice(model, endpoints, ports)),
         budget: guards::budget(model),
         deployment,
         job: plan.start.as_ref().map(|why| job::job(model, &plan.request, why, config)),

@@ -5,14 +5,17 @@ use std::sync::Arc;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Service, ServiceAccount};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{Resource as _, ResourceExt as _};
-use lithe::names::{LABEL_ROLE, ROLE_COMPRESS, ROLE_SERVE};
+use lithe::names::{self, LABEL_ROLE, ROLE_COMPRESS, ROLE_SERVE};
 use lithe::spec::ModelDeployment;
 
 use crate::cache::{Cache, light, own_uid, owner_uid};
+use crate::plan::scaling::Scaled;
+use crate::plan::traffic::Gateways;
 
 /// A pod or Job that makes no progress for this long deserves a look at its events.
 const PATIENCE: i64 = 4;
@@ -35,6 +38,10 @@ pub struct Caches {
     pub budgets: Arc<Cache<PodDisruptionBudget>>,
     /// Network policies.
     pub policies: Arc<Cache<NetworkPolicy>>,
+    /// Addresses behind the models' Services, the cluster's own and ours.
+    pub slices: Arc<Cache<EndpointSlice>>,
+    /// Addresses of the gateway's pods; nobody keeps it where there is no gateway.
+    pub gateways: Arc<Cache<EndpointSlice>>,
 }
 
 impl Default for Caches {
@@ -48,13 +55,17 @@ impl Default for Caches {
             accounts: Arc::new(Cache::new(owner_uid, light)),
             budgets: Arc::new(Cache::new(owner_uid, light)),
             policies: Arc::new(Cache::new(owner_uid, light)),
+            slices: Arc::new(Cache::new(owner_uid, light)),
+            gateways: Arc::new(Cache::new(own_uid, light)),
         }
     }
 }
 
 impl Caches {
-    /// Says how many watches will keep each cache.
-    pub fn expect(&self, watches: usize) {
+    /// Says how many watches will keep each cache, and how many the gateway's.
+    pub fn expect(&self, watches: usize, gateway: usize) {
+        self.gateways.expect(gateway);
+        self.slices.expect(watches);
         self.models.expect(watches);
         self.deployments.expect(watches);
         self.jobs.expect(watches);
@@ -75,6 +86,8 @@ impl Caches {
             && self.accounts.ready()
             && self.budgets.ready()
             && self.policies.ready()
+            && self.slices.ready()
+            && self.gateways.ready()
     }
 }
 
@@ -127,8 +140,16 @@ pub struct Observed {
     pub serving: Vec<Arc<Pod>>,
     /// Pods that compress.
     pub compressing: Vec<Arc<Pod>>,
+    /// Its Service.
+    pub service: Option<Arc<Service>>,
+    /// Addresses behind its Services.
+    pub slices: Vec<Arc<EndpointSlice>>,
     /// Answers to [`questions`].
     pub hints: Vec<Hint>,
+    /// The gateway as far as it concerns this model.
+    pub gateways: Gateways,
+    /// What the measurements say about the number of pods.
+    pub scaled: Option<Arc<Scaled>>,
 }
 
 /// Looks at `model` and its children.
@@ -139,13 +160,22 @@ pub fn observe(caches: &Caches, model: Arc<ModelDeployment>) -> Observed {
         let has = |pod: &&Arc<Pod>| pod.labels().get(LABEL_ROLE).is_some_and(|role| role == wanted);
         pods.iter().filter(has).cloned().collect()
     };
+    let namespace = model.namespace().unwrap_or_default();
+    let service = (namespace, names::service(&model.name_any(), &uid));
     let alive = |deployment: &Arc<Deployment>| deployment.metadata.deletion_timestamp.is_none();
     Observed {
         deployment: caches.deployments.of(&uid).into_iter().find(alive),
         jobs: caches.jobs.of(&uid),
         serving: role(ROLE_SERVE),
         compressing: role(ROLE_COMPRESS),
+        service: caches
+            .services
+            .get(&service)
+            .filter(|service| owner_uid(service.as_ref()).is_some_and(|owner| owner == uid)),
+        slices: caches.slices.of(&uid),
         hints: Vec::new(),
+        gateways: Gateways::default(),
+        scaled: None,
         model,
     }
 }

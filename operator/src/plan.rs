@@ -3,8 +3,11 @@
 pub mod accept;
 pub mod compress;
 pub mod failure;
+pub mod observation;
 pub mod rollout;
 pub mod scale;
+pub mod scaling;
+pub mod traffic;
 
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -20,6 +23,8 @@ use accept::Refused;
 use compress::JobState;
 use failure::PodFailure;
 use rollout::Surge;
+use scaling::Step;
+use traffic::Traffic;
 
 /// A decision.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,6 +49,12 @@ pub struct Plan {
     pub surge: Surge,
     /// Pods that serve.
     pub replicas: i32,
+    /// The change of the number of pods that `replicas` is, with its reason.
+    pub step: Option<Step>,
+    /// UIDs of pods that go since they are much slower than the others.
+    pub replace: Vec<String>,
+    /// How requests reach the pods.
+    pub traffic: Traffic,
     /// What is wrong with a serving pod now.
     pub trouble: Option<PodFailure>,
     /// The newest failure of a pod or a Job, which may be over.
@@ -71,7 +82,7 @@ impl Plan {
 /// | yes | no | none | a Job starts; the last good one is served |
 pub fn plan(observed: &Observed, config: &Config, now: &Time) -> Plan {
     let spec = &observed.model.spec;
-    let refused = accept::refused(spec);
+    let refused = accept::refused(spec, config.gateway_service.is_some());
     let request = compress::request(spec);
     let job = compress::job_state(observed, &request, now);
     let known = last_good(observed);
@@ -85,8 +96,11 @@ pub fn plan(observed: &Observed, config: &Config, now: &Time) -> Plan {
     let current = artifact.as_ref().is_some_and(|artifact| artifact.request == request);
     let due = refused.is_empty() && !current;
     let leave = !refused.is_empty() && observed.deployment.is_some();
-    let replicas = replicas(observed, config, leave);
+    let replicas = scaling::replicas(observed, artifact.as_ref(), config, leave);
     Plan {
+        step: scaling::step(observed, replicas),
+        replace: observed.scaled.as_ref().map(|s| s.replace.clone()).unwrap_or_default(),
+        traffic: traffic::traffic(observed, config, now),
         start: (due && job == JobState::Absent).then(|| compress::why(observed, known.as_ref())),
         discard: job.lost().filter(|_| due).map(str::to_owned),
         surge: rollout::surge(observed, replicas),
@@ -116,17 +130,6 @@ fn answer(observed: &Observed, request: &Digest, job: &JobState) -> Option<Artif
             }
             _ => None,
         })
-}
-
-fn replicas(observed: &Observed, config: &Config, leave: bool) -> i32 {
-    let running =
-        observed.deployment.as_ref().and_then(|deployment| deployment.spec.as_ref()?.replicas);
-    match running {
-        Some(running) if leave => running,
-        _ if config.bench_skip_compression => 0,
-        // 0 is refused, so what serves is never scaled away by it.
-        _ => i32::try_from(observed.model.spec.scaling.min_replicas.max(1)).unwrap_or(i32::MAX),
-    }
 }
 
 /// The artifact that is served or rolled out: from the status, or, when that was lost, from the

@@ -14,8 +14,11 @@ use crate::report::events::News;
 pub async fn publish(client: &Client, model: &ModelDeployment, news: News, now: &Time) {
     let namespace = model.namespace().unwrap_or_default();
     let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
-    let told =
+    let mut told =
         serde_json::json!([model.uid(), model.metadata.generation, news.reason, news.message]);
+    if let (Some(told), Some(when)) = (told.as_array_mut(), &news.when) {
+        told.push(serde_json::json!(when));
+    }
     let name = format!("{}.{}", model.name_any(), Digest::of_json(&told).short());
     let event = Event {
         metadata: ObjectMeta { name: Some(name), namespace: Some(namespace), ..Default::default() },

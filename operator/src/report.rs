@@ -1,6 +1,7 @@
 //! What the user reads: status from what was observed, planned and written. Pure; it runs after a
 //! failed write too, so that errors reach the object.
 
+pub mod cold_start;
 pub mod events;
 pub mod verdicts;
 
@@ -11,7 +12,8 @@ use lithe::names::{
     ANNOTATION_REQUEST, ANNOTATION_WHY, LABEL_ROLE, LABEL_UID, PORT_GRPC, ROLE_SERVE,
 };
 use lithe::status::{
-    Address, ArtifactStatus, JobStatus, ModelDeploymentStatus, Phase, SourceStatus, condition,
+    Address, ArtifactStatus, JobStatus, LastScale, LatencyStatus, ModelDeploymentStatus, Phase,
+    SourceStatus, TrafficStatus, condition,
 };
 
 use crate::apply::Applied;
@@ -57,11 +59,12 @@ pub fn report(
         replicas: progress.replicas,
         ready_replicas: progress.ready,
         updated_replicas: progress.updated,
-        traffic: before.traffic.clone(),
         replicas_text: Some(format!("{}/{}", progress.ready, plan.replicas)),
         selector: Some(format!("{LABEL_UID}={},{LABEL_ROLE}={ROLE_SERVE}", uid(model))),
-        latency: None,
-        last_scale: before.last_scale,
+        latency: latency(observed, &before),
+        last_scale: last_scale(plan, applied, now).or(before.last_scale),
+        cold_start: cold_start::cold_start(observed, before.cold_start),
+        traffic: traffic(plan),
         last_failure: plan.failure.clone(),
     }
 }
@@ -70,7 +73,7 @@ pub fn report(
 ///
 /// | ready | refused or failed | serving | Job works | phase |
 /// |---|---|---|---|---|
-/// | yes | - | - | - | Serving |
+/// | yes | - | - | - | Serving, or Idle without a pod |
 /// | no | yes | yes | - | Degraded |
 /// | no | yes | no | - | Failed |
 /// | no | no | - | yes | Compressing |
@@ -81,6 +84,7 @@ fn phase(plan: &Plan, stuck: bool, progress: &Progress, ready: bool) -> Phase {
         || (!plan.current && matches!(plan.job, JobState::Failed(_)))
         || stuck;
     match (ready, failed) {
+        (true, _) if plan.replicas == 0 => Phase::Idle,
         (true, _) => Phase::Serving,
         (_, true) if progress.ready > 0 => Phase::Degraded,
         (_, true) => Phase::Failed,
@@ -88,6 +92,26 @@ fn phase(plan: &Plan, stuck: bool, progress: &Progress, ready: bool) -> Phase {
         _ if plan.start.is_none() && plan.job == JobState::Absent => Phase::Pending,
         _ => Phase::Compressing,
     }
+}
+
+/// The way of requests; nothing to say of a model that never used the gateway.
+fn traffic(plan: &Plan) -> Option<TrafficStatus> {
+    let lingers = plan.traffic.uses_gateway() || plan.traffic.through;
+    lingers.then(|| plan.traffic.status())
+}
+
+/// Latency as it was told last; after a restart the one before goes on until there are figures.
+fn latency(observed: &Observed, before: &ModelDeploymentStatus) -> Option<LatencyStatus> {
+    match &observed.scaled {
+        Some(scaled) => scaled.latency.clone(),
+        None => before.latency.clone().filter(|_| observed.model.spec.scaling.latency.is_some()),
+    }
+}
+
+/// The step that was written now.
+fn last_scale(plan: &Plan, applied: &Applied, now: &Time) -> Option<LastScale> {
+    let step = plan.step.as_ref().filter(|_| applied.failed.is_empty())?;
+    Some(LastScale { time: now.clone(), from: step.from, to: step.to, reason: step.reason.clone() })
 }
 
 fn artifact(

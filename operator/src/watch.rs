@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::core::DeserializeGuard;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Resource, ResourceExt as _};
-use lithe::names::{LABEL_MANAGED_BY, LABEL_MODEL, MANAGED_BY};
+use lithe::names::{LABEL_MANAGED_BY, LABEL_MODEL, LABEL_SERVICE, MANAGED_BY};
 use lithe::spec::ModelDeployment;
 
 use crate::apply::Child;
@@ -30,7 +31,10 @@ pub fn start(context: &Arc<Context>) {
         some => some.iter().cloned().map(Some).collect(),
     };
     let caches = &context.caches;
-    caches.expect(scopes.len());
+    caches.expect(scopes.len(), usize::from(context.config.gateway_service.is_some()));
+    if let Some(service) = &context.config.gateway_service {
+        gateways(context, service);
+    }
     for scope in scopes {
         models(context, scope.clone());
         children(context, scope.clone(), &caches.deployments);
@@ -39,8 +43,30 @@ pub fn start(context: &Arc<Context>) {
         children(context, scope.clone(), &caches.services);
         children(context, scope.clone(), &caches.accounts);
         children(context, scope.clone(), &caches.budgets);
+        children(context, scope.clone(), &caches.slices);
         children(context, scope, &caches.policies);
     }
+}
+
+/// The gateway's pods are behind every model that uses it: when they change, those are looked at.
+fn gateways(context: &Arc<Context>, service: &str) {
+    let namespace = context.config.gateway_namespace.clone();
+    let api: Api<EndpointSlice> = api(context, Some(&namespace));
+    let of_service = format!("{LABEL_SERVICE}={service}");
+    let config =
+        watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE).labels(&of_service);
+    let events = watcher(api, config).default_backoff().map_ok(plain).boxed();
+    let context = Arc::clone(context);
+    tokio::spawn(async move {
+        let tell = |_: &EndpointSlice, _| {
+            for model in context.caches.models.all() {
+                if model.status.as_ref().is_some_and(|status| status.traffic.is_some()) {
+                    context.queue.push(key(model.as_ref()), Priority::Urgent);
+                }
+            }
+        };
+        follow(events, &context.caches.gateways, Some(&namespace), tell, |_, _| {}).await;
+    });
 }
 
 fn models(context: &Arc<Context>, namespace: Option<String>) {

@@ -10,12 +10,15 @@ use clap::Parser as _;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::{Resource, ResourceExt as _};
 use lithe::spec::{ModelDeployment, ModelDeploymentSpec};
+use lithe::status::Verdict;
 use lithe_operator::apply::Applied;
 use lithe_operator::cache::Cache;
 use lithe_operator::config::Config;
 use lithe_operator::objects::{Objects, objects};
 use lithe_operator::observe::{Caches, Hint, Observed, observe};
-use lithe_operator::plan::{compress, plan};
+use lithe_operator::plan::scaling::Scaled;
+use lithe_operator::plan::traffic::{Gateway, Gateways, Ports};
+use lithe_operator::plan::{compress, plan, scale};
 use lithe_operator::report::{events, report};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -36,6 +39,12 @@ struct Input {
     /// (object, message) of events that were asked for.
     #[serde(default)]
     hints: Vec<(String, String)>,
+    /// Gateway pods that are ready: address, and whether they listen on the model's ports.
+    #[serde(default)]
+    gateways: Vec<(String, Option<bool>)>,
+    /// What the measurements say: pods that are needed, reason of the condition, words.
+    #[serde(default)]
+    scaled: Option<(u32, String, String)>,
     /// Kinds that are shown in full; others by name only.
     #[serde(default)]
     show: Vec<String>,
@@ -62,6 +71,8 @@ fn caches(cluster: Vec<Value>) -> Caches {
             "Deployment" => put(&caches.deployments, object),
             "Job" => put(&caches.jobs, object),
             "Pod" => put(&caches.pods, object),
+            "Service" => put(&caches.services, object),
+            "EndpointSlice" => put(&caches.slices, object),
             other => panic!("{other}"),
         }
     }
@@ -98,10 +109,22 @@ fn shown<K: Resource<DynamicType = ()> + Serialize>(
 }
 
 fn children(objects: &Objects, show: &[String]) -> Vec<serde_json::Value> {
-    let Objects { account, policies, service, budget, deployment, job, job_meta: _ } = objects;
+    let Objects {
+        account,
+        policies,
+        service,
+        workers,
+        slice,
+        budget,
+        deployment,
+        job,
+        job_meta: _,
+    } = objects;
     let mut children = vec![shown(account, show)];
     children.extend(policies.iter().map(|policy| shown(policy, show)));
     children.push(shown(service, show));
+    children.extend(workers.iter().map(|workers| shown(workers, show)));
+    children.extend(slice.iter().map(|slice| shown(slice, show)));
     children.extend(budget.iter().map(|budget| shown(budget, show)));
     children.extend(deployment.iter().map(|deployment| shown(deployment, show)));
     children.extend(job.iter().map(|job| shown(job, show)));
@@ -115,7 +138,22 @@ fn decide(text: &str) -> String {
     let config = Config::parse_from(flags);
     let hints = input.hints.into_iter().map(|(object, message)| Hint { object, message });
     let observed = observe(&caches(input.cluster), std::sync::Arc::new(input.model));
-    let observed = Observed { hints: hints.collect(), ..observed };
+    let gateway = |(address, listens)| Gateway { address, node: Some("n-1".into()), listens };
+    let gateways = Gateways {
+        ready: input.gateways.into_iter().map(gateway).collect(),
+        offered: Some(Ports { http: 20000, grpc: 20001 }),
+        clash: false,
+    };
+    let scaled = input.scaled.map(|(desired, kind, why)| {
+        let reason = [scale::Reason::Staffed, scale::Reason::Idle, scale::Reason::Saturated]
+            .into_iter()
+            .find(|reason| reason.as_str() == kind)
+            .unwrap();
+        let verdict = Verdict::new(reason.active(), reason.as_str(), why.clone());
+        let told = Scaled { desired, why, verdict, latency: None, replace: Vec::new() };
+        std::sync::Arc::new(told)
+    });
+    let observed = Observed { hints: hints.collect(), gateways, scaled, ..observed };
     let plan = plan(&observed, &config, &input.now);
     let objects = objects(&observed, &plan, &config);
     let status = report(&observed, &plan, &Applied::default(), &input.now);

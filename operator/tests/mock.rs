@@ -17,8 +17,10 @@ use lithe::spec::ModelDeployment;
 use lithe_operator::apply::{Access, Applied, WriteError, apply};
 use lithe_operator::config::Config;
 use lithe_operator::objects::objects;
-use lithe_operator::observe::{Caches, observe};
+use lithe_operator::observe::{Caches, Observed, observe};
 use lithe_operator::plan::plan;
+use lithe_operator::plan::scaling::Scaled;
+use lithe_operator::plan::traffic::{Gateway, Gateways};
 use serde_json::{Value, json};
 
 /// One request as the API server got it.
@@ -104,8 +106,18 @@ impl Case {
 
     /// One pass of plan and apply.
     async fn pass(&self, client: &Client, leads: bool) -> Applied {
+        self.pass_seeing(client, leads, |observed| observed).await
+    }
+
+    /// One pass in which more is seen than the caches hold.
+    async fn pass_seeing(
+        &self,
+        client: &Client,
+        leads: bool,
+        more: impl Fn(Observed) -> Observed,
+    ) -> Applied {
         let now: Time = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
-        let observed = observe(&self.caches, Arc::clone(&self.model));
+        let observed = more(observe(&self.caches, Arc::clone(&self.model)));
         let plan = plan(&observed, &self.config, &now);
         let objects = objects(&observed, &plan, &self.config);
         let access = Access { client, leads: &move || leads };
@@ -327,4 +339,76 @@ async fn who_does_not_lead_writes_nothing() {
     let applied = case.pass(&client, false).await;
     assert!(applied.failed.iter().all(|error| matches!(error, WriteError::NotLeader)));
     assert_eq!(lines(&log), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn the_gateways_addresses_are_written_before_the_service_leads_there() {
+    let mut case = Case::new(&["--bench-skip-compression", "--gateway-service", "gate"]);
+    let mut told =
+        model(json!({"model": {"uri": "pvc://m/a.onnx"}, "traffic": {"mode": "Gateway"}}));
+    let traffic = json!({"mode": "Direct", "httpPort": 20000, "grpcPort": 20001});
+    told.status = Some(serde_json::from_value(json!({"traffic": traffic})).unwrap());
+    case.model = Arc::new(told);
+    let (client, log) = play(taken);
+    let gateway = Gateway { address: "10.0.1.1".into(), node: None, listens: Some(true) };
+    let seen = |observed: Observed| Observed {
+        gateways: Gateways { ready: vec![gateway.clone()], ..Default::default() },
+        ..observed
+    };
+    case.pass_seeing(&client, true, seen).await;
+    let first = log.lock().unwrap().clone();
+    let find = |kind: &str| first.iter().position(|got| got.line().contains(kind)).unwrap();
+    assert!(find("endpointslices/") < find("services/magika"));
+    let slice = &first[find("endpointslices/")].body;
+    assert_eq!(slice["endpoints"][0]["addresses"][0], "10.0.1.1");
+    assert_eq!(slice["ports"][0]["port"], 20000);
+    assert_eq!(first[find("services/magika")].body["spec"]["selector"]["lithe.dev/role"], "serve");
+    log.lock().unwrap().clear();
+    case.pass_seeing(&client, true, seen).await;
+    let second = log.lock().unwrap().clone();
+    let [service] = second.as_slice() else { panic!("{second:?}") };
+    assert_eq!(service.line(), "PATCH services/magika");
+    assert_eq!(service.body["spec"]["selector"]["lithe.dev/role"], "gateway");
+}
+
+#[tokio::test]
+async fn a_slow_pod_is_deleted_once_and_by_its_uid() {
+    let case = Case::new(&["--bench-skip-compression"]);
+    let pod = |uid: &str| {
+        json!({
+            "metadata": {
+                "name": format!("magika-{uid}"), "namespace": "files", "uid": uid, "resourceVersion": "7",
+                "labels": {"lithe.dev/uid": "u-1", "lithe.dev/role": "serve"},
+            },
+        })
+    };
+    for uid in ["p-1", "p-2"] {
+        case.caches.pods.put(serde_json::from_value(pod(uid)).unwrap());
+    }
+    let (client, log) = play(move |got| {
+        if got.verb != "DELETE" {
+            return taken(got);
+        }
+        let mut going = pod("p-2");
+        going["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:01Z");
+        going["metadata"]["resourceVersion"] = json!("8");
+        (200, going)
+    });
+    let seen = |observed: Observed| {
+        let scaled = Scaled {
+            desired: 2,
+            why: String::new(),
+            verdict: lithe::status::Verdict::new(true, reason::READY, ""),
+            latency: None,
+            replace: vec!["p-2".into()],
+        };
+        Observed { scaled: Some(Arc::new(scaled)), ..observed }
+    };
+    case.pass_seeing(&client, true, seen).await;
+    case.pass_seeing(&client, true, seen).await;
+    let deleted: Vec<Got> =
+        log.lock().unwrap().iter().filter(|got| got.verb == "DELETE").cloned().collect();
+    let [deleted] = deleted.as_slice() else { panic!("{deleted:?}") };
+    assert_eq!(deleted.line(), "DELETE pods/magika-p-2");
+    assert_eq!(deleted.body["preconditions"]["uid"], "p-2");
 }

@@ -109,16 +109,30 @@ affinity:
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
   verbs: [get, list, watch, create, patch, delete]
-# Why a pod waits or failed.
+# Where the Services of models lead while their requests go through the gateway.
+- apiGroups: [discovery.k8s.io]
+  resources: [endpointslices]
+  verbs: [get, list, watch, create, patch, delete]
+# Why a pod waits or failed; one that is much slower than the others is replaced.
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch]
+  verbs: [get, list, watch, delete]
 - apiGroups: [""]
   resources: [events]
   verbs: [get, list]
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]
+{{- end -}}
+
+{{- /* What the gateway may do where models are: look. */ -}}
+{{- define "lithe.gatewayRules" -}}
+- apiGroups: [lithe.dev]
+  resources: [modeldeployments]
+  verbs: [get, list, watch]
+- apiGroups: [discovery.k8s.io]
+  resources: [endpointslices]
+  verbs: [get, list, watch]
 {{- end -}}
 
 {{- /* The namespaces with models, as a label selector. */ -}}

@@ -16,7 +16,7 @@ use lithe::names::{
     ANNOTATION_ARTIFACT, ANNOTATION_DIGEST, ANNOTATION_REQUEST, CONTAINER_SERVE, LABEL_ROLE,
     PATH_STORE_CREDENTIALS, PORT_ADMIN, PORT_GRPC, PORT_HTTP, ROLE_SERVE,
 };
-use lithe::spec::ModelDeployment;
+use lithe::spec::{ModelDeployment, TrafficMode};
 use lithe::status::ArtifactStatus;
 
 use crate::config::Config;
@@ -28,6 +28,9 @@ use crate::plan::rollout::Surge;
 const DRAIN_DELAY: i64 = 5;
 /// Seconds in which its last requests must end.
 const DRAIN_DEADLINE: i64 = 30;
+
+/// How long a connection lives where nobody balances requests.
+const CONNECTION_AGE: &str = "60s";
 
 /// The Deployment that serves `artifact`.
 pub fn deployment(
@@ -155,6 +158,14 @@ fn arguments(model: &ModelDeployment, artifact: &ArtifactStatus, config: &Config
         let names: Vec<_> = protocols.iter().map(|protocol| format!("{protocol:?}")).collect();
         arguments.extend(["--protocols".into(), names.join(",")]);
     }
+    if let Some(latency) = &model.spec.scaling.latency {
+        arguments.extend(["--latency-target".into(), latency.target.to_string()]);
+        arguments.extend(["--latency-percentile".into(), latency.percentile.to_string()]);
+    }
+    // Where nobody balances requests, clients find new pods by connecting anew.
+    if model.spec.traffic_mode() == TrafficMode::Direct && model.spec.scaling.most() > 1 {
+        arguments.extend(["--max-connection-age".into(), CONNECTION_AGE.into()]);
+    }
     let size = model.spec.runtime.max_request_size.as_ref().and_then(|size| size.bytes().ok());
     if let Some(bytes) = size {
         arguments.extend(["--max-request-bytes".into(), bytes.to_string()]);
@@ -207,6 +218,6 @@ fn probes(container: &mut Container) {
     };
     // A large model may take ten minutes to fetch and load; a small one is seen within a second.
     container.startup_probe = Some(probe("/readyz", 1, 600));
-    container.readiness_probe = Some(probe("/readyz", 2, 2));
+    container.readiness_probe = Some(probe("/readyz", 1, 3));
     container.liveness_probe = Some(probe("/livez", 10, 6));
 }

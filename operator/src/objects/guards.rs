@@ -21,9 +21,7 @@ pub fn account(model: &ModelDeployment) -> ServiceAccount {
 /// One pod at a time may be drained; pods that serve nothing may always go. None for a model that
 /// never has a second pod: a budget would either allow what is allowed anyway or block every drain.
 pub fn budget(model: &ModelDeployment) -> Option<PodDisruptionBudget> {
-    let scaling = &model.spec.scaling;
-    let most = scaling.max_replicas.unwrap_or(1).max(scaling.min_replicas);
-    (most > 1).then(|| PodDisruptionBudget {
+    (model.spec.scaling.most() > 1).then(|| PodDisruptionBudget {
         metadata: meta(model, child_name(model, "")),
         spec: Some(PodDisruptionBudgetSpec {
             max_unavailable: Some(IntOrString::Int(1)),

@@ -5,8 +5,7 @@
 
 use lithe::recipe::{Quantize, QuantizeMode, Target};
 use lithe::spec::{
-    Compression, Engine, ModelDeploymentSpec, ModelFormat, RolloutStrategy, ScalingMode,
-    TrafficMode,
+    Compression, Engine, ModelDeploymentSpec, ModelFormat, RolloutStrategy, TrafficMode,
 };
 
 /// One field that cannot be honoured.
@@ -18,8 +17,9 @@ pub struct Refused {
     pub message: String,
 }
 
-/// All fields of `spec` that this version cannot honour.
-pub fn refused(spec: &ModelDeploymentSpec) -> Vec<Refused> {
+/// All fields of `spec` that this version, in an installation with a `gateway` or without, cannot
+/// honour.
+pub fn refused(spec: &ModelDeploymentSpec, gateway: bool) -> Vec<Refused> {
     let mut found = Vec::new();
     let mut refuse = |path: &str, message: String| {
         found.push(Refused { path: path.to_owned(), message });
@@ -33,7 +33,9 @@ pub fn refused(spec: &ModelDeploymentSpec) -> Vec<Refused> {
         steps(compression, spec.target(), &mut refuse);
     }
     serving(spec, &mut refuse);
-    scaling(spec, &mut refuse);
+    if !gateway {
+        direct(spec, &mut refuse);
+    }
     found
 }
 
@@ -81,9 +83,6 @@ fn serving(spec: &ModelDeploymentSpec, refuse: &mut impl FnMut(&str, String)) {
     if runtime.batching.is_some() {
         refuse("spec.runtime.batching", "batching is not there yet; remove it".into());
     }
-    if spec.traffic.mode == Some(TrafficMode::Gateway) {
-        refuse("spec.traffic.mode", "the gateway is not there yet; use Direct".into());
-    }
     if spec.rollout.strategy == RolloutStrategy::Canary {
         refuse("spec.rollout.strategy", "Canary is not there yet; use RollingUpdate".into());
     }
@@ -95,18 +94,25 @@ fn serving(spec: &ModelDeploymentSpec, refuse: &mut impl FnMut(&str, String)) {
     }
 }
 
-fn scaling(spec: &ModelDeploymentSpec, refuse: &mut impl FnMut(&str, String)) {
-    let scaling = &spec.scaling;
-    if scaling.latency.is_some() || scaling.mode() == ScalingMode::Latency {
-        let seen =
-            "scaling on latency is not there yet; set minReplicas, or mode: External with an HPA";
-        refuse("spec.scaling.latency", seen.into());
-    }
-    if scaling.min_replicas == 0 {
-        refuse(
-            "spec.scaling.minReplicas",
-            "0 needs the gateway, which is not there yet; use 1".into(),
-        );
+/// What needs a gateway where there is none.
+fn direct(spec: &ModelDeploymentSpec, refuse: &mut impl FnMut(&str, String)) {
+    let install = "this installation has no gateway: install the chart with gateway.enabled=true";
+    let zero = spec.scaling.min_replicas == 0;
+    match (spec.traffic_mode(), spec.traffic.mode) {
+        (TrafficMode::Direct, _) => {}
+        (TrafficMode::Gateway, Some(_)) => {
+            let also = if zero { " and minReplicas: 1" } else { "" };
+            refuse("spec.traffic.mode", format!("{install}, or use Direct{also}"));
+        }
+        (TrafficMode::Gateway, None) if zero => {
+            refuse("spec.scaling.minReplicas", format!("{install}, or use 1 instead of 0"));
+        }
+        (TrafficMode::Gateway, None) => {
+            let seen = format!(
+                "{install}, or set Direct (what scales on latency goes through the gateway by default)"
+            );
+            refuse("spec.traffic.mode", seen);
+        }
     }
 }
 
@@ -116,7 +122,47 @@ mod tests {
 
     fn paths(spec: &str) -> Vec<String> {
         let spec: ModelDeploymentSpec = serde_yaml::from_str(spec).unwrap();
-        refused(&spec).into_iter().map(|refused| refused.path).collect()
+        refused(&spec, true).into_iter().map(|refused| refused.path).collect()
+    }
+
+    #[test]
+    fn what_needs_a_gateway_is_refused_where_there_is_none_with_the_mend() {
+        let rows = [
+            ("{}", "", ""),
+            (
+                "{scaling: {maxReplicas: 3, latency: {target: 50ms}}}",
+                "spec.traffic.mode",
+                "set Direct",
+            ),
+            (
+                "{scaling: {minReplicas: 0, latency: {target: 50ms}}}",
+                "spec.scaling.minReplicas",
+                "use 1",
+            ),
+            (
+                "{traffic: {mode: Gateway}}",
+                "spec.traffic.mode",
+                "gateway.enabled=true, or use Direct",
+            ),
+            (
+                "{scaling: {maxReplicas: 3, latency: {target: 50ms}}, traffic: {mode: Direct}}",
+                "",
+                "",
+            ),
+            ("{scaling: {latency: {target: 50ms}}}", "", ""),
+        ];
+        for (fields, path, mend) in rows {
+            let mut value: serde_yaml::Value = serde_yaml::from_str(fields).unwrap();
+            let model = serde_yaml::from_str("{uri: 'pvc://m/a.onnx'}").unwrap();
+            value.as_mapping_mut().unwrap().insert("model".into(), model);
+            let spec: ModelDeploymentSpec = serde_yaml::from_value(value).unwrap();
+            assert_eq!(refused(&spec, true), [], "{fields}");
+            let found = refused(&spec, false);
+            let found = found.first();
+            assert_eq!(found.map(|f| f.path.as_str()).unwrap_or_default(), path, "{fields}");
+            let said = found.map(|f| f.message.as_str()).unwrap_or_default();
+            assert!(said.contains(mend), "{fields}: {said}");
+        }
     }
 
     #[test]
@@ -173,13 +219,11 @@ rollout: {strategy: Canary, analysis: {}}
                 "spec.compression.steps[3].quantize.convolutions",
                 "spec.compression.steps[4].quantize.bits",
                 "spec.compression.steps[4].quantize.blockSize",
+                "spec.compression.steps[4].quantize.mode",
                 "spec.runtime.engine",
                 "spec.runtime.batching",
-                "spec.traffic.mode",
                 "spec.rollout.strategy",
                 "spec.rollout.analysis",
-                "spec.scaling.latency",
-                "spec.scaling.minReplicas",
             ]
         );
     }

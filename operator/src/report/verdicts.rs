@@ -2,6 +2,7 @@
 
 use lithe::artifact::Refusal;
 use lithe::names::reason;
+use lithe::spec::ScalingMode;
 use lithe::status::{ArtifactStatus, Truth, Verdict, condition};
 use lithe::units::human_bytes;
 
@@ -11,6 +12,7 @@ use crate::plan::Plan;
 use crate::plan::compress::JobState;
 use crate::plan::failure::PodFailure;
 use crate::plan::rollout::{Progress, Surge};
+use crate::plan::scaling::served_before;
 use crate::report::serves;
 
 /// All conditions, in order.
@@ -21,7 +23,7 @@ pub fn all(
     progress: &Progress,
 ) -> Vec<(&'static str, Verdict)> {
     let progressing = progressing(observed, plan, applied, progress);
-    let available = available(plan, progress);
+    let available = available(observed, plan, progress);
     let accepted = accepted(plan);
     let compressed = compressed(plan);
     let ready = ready(observed, plan, progress, [&accepted, &compressed, &progressing, &available]);
@@ -180,12 +182,14 @@ fn made(artifact: &ArtifactStatus) -> Verdict {
 /// | ok | none, Job failed or held up | - | False, the Job's reason |
 /// | ok | none, Job works or will | - | True InProgress |
 /// | ok | none, spec not accepted | - | False Waiting |
+/// | ok | some | scaled to zero | True RolledOut |
 /// | ok | some | ended | True RolledOut |
 /// | ok | some | pods refused | False QuotaExceeded or WriteRefused |
 /// | ok | some | no accelerator, one pod | False InsufficientAccelerators, with the opt-in |
 /// | ok | some | no accelerator, more pods | True InProgress, with what was chosen |
 /// | ok | some | a pod has trouble | False, its reason |
 /// | ok | some | stands still for too long | False DeadlineExceeded |
+/// | ok | some | ended before, pods come or go by need | True RolledOut |
 /// | ok | some | on its way | True InProgress |
 fn progressing(
     observed: &Observed,
@@ -203,6 +207,11 @@ fn progressing(
             _ => Verdict { truth: Truth::False, ..job },
         };
     };
+    if idle(observed, plan) {
+        let words =
+            format!("no pod; the next request starts one that serves {}", artifact.short_digest);
+        return Verdict::new(true, reason::ROLLED_OUT, words);
+    }
     if progress.done && serves(observed, artifact) {
         let words = format!("{0} of {0} pods serve {1}", progress.ready, artifact.short_digest);
         return Verdict::new(true, reason::ROLLED_OUT, words);
@@ -246,23 +255,57 @@ fn rolling(
             let serving = progress.updated.min(progress.ready);
             let words =
                 format!("{serving} of {} pods serve {}", plan.replicas, artifact.short_digest);
-            Verdict::new(true, reason::IN_PROGRESS, words)
+            let scales = varies(observed)
+                && progress.old == 0
+                && serves(observed, artifact)
+                && served_before(observed, Some(artifact));
+            let kind = if scales { reason::ROLLED_OUT } else { reason::IN_PROGRESS };
+            Verdict::new(true, kind, words)
         }
     }
 }
 
-/// Available: at least one pod short of the wanted number is ready, and never with zero pods.
-fn available(plan: &Plan, progress: &Progress) -> Verdict {
+/// Whether pods come and go by need.
+fn varies(observed: &Observed) -> bool {
+    observed.model.spec.scaling.mode() != ScalingMode::Fixed
+}
+
+/// Whether the model has no pod by need, and the gateway keeps its requests until it has one.
+fn idle(observed: &Observed, plan: &Plan) -> bool {
+    plan.replicas == 0
+        && varies(observed)
+        && plan.traffic.through
+        && served_before(observed, plan.artifact.as_ref())
+}
+
+/// Available: at least one pod short of the wanted number is ready. Where pods come and go by need
+/// the wanted number is the least, since those that are on their way are no loss. With no pod only
+/// when the gateway keeps requests until there is one.
+fn available(observed: &Observed, plan: &Plan, progress: &Progress) -> Verdict {
+    if idle(observed, plan) {
+        let words = "no pod; the gateway keeps requests until one is ready";
+        return Verdict::new(true, reason::SCALED_TO_ZERO, words);
+    }
     let text = format!("{} of {} pods are ready", progress.ready, plan.replicas);
-    if progress.ready > 0 && progress.ready >= plan.replicas - 1 {
+    let least = i32::try_from(observed.model.spec.scaling.min_replicas).unwrap_or(i32::MAX);
+    let wanted = if varies(observed) { least.min(plan.replicas) } else { plan.replicas };
+    if progress.ready > 0 && progress.ready >= wanted - 1 {
         Verdict::new(true, reason::MINIMUM_REPLICAS, text)
     } else {
         Verdict::new(false, reason::NO_READY_PODS, text)
     }
 }
 
+/// ScalingActive.
+///
+/// | who scales | measured | verdict |
+/// |---|---|---|
+/// | another | - | True External |
+/// | the spec | - | True Fixed |
+/// | latency, spec not accepted | - | False Unsupported |
+/// | latency | not yet | Unknown Holding |
+/// | latency | yes | what the measurements say |
 fn scaling(observed: &Observed, plan: &Plan) -> Verdict {
-    use lithe::spec::ScalingMode;
     match observed.model.spec.scaling.mode() {
         ScalingMode::External => {
             Verdict::new(true, reason::EXTERNAL, "the scale subresource sets the number of pods")
@@ -272,9 +315,16 @@ fn scaling(observed: &Observed, plan: &Plan) -> Verdict {
             reason::FIXED,
             format!("spec.scaling.minReplicas asks for {}", plan.replicas),
         ),
-        ScalingMode::Latency => {
-            Verdict::new(false, reason::UNSUPPORTED, "scaling on latency is not there yet")
+        ScalingMode::Latency if !plan.refused.is_empty() => {
+            Verdict::new(false, reason::UNSUPPORTED, "waits for an accepted spec")
         }
+        ScalingMode::Latency => observed.scaled.as_ref().map_or_else(
+            || {
+                let words = "nothing was measured yet; the number of pods stays";
+                Verdict::new(Truth::Unknown, reason::HOLDING, words)
+            },
+            |scaled| scaled.verdict.clone(),
+        ),
     }
 }
 
@@ -287,7 +337,8 @@ fn ready(
     [accepted, compressed, progressing, available]: [&Verdict; 4],
 ) -> Verdict {
     let rolled_out = progressing.reason == reason::ROLLED_OUT;
-    let done = accepted.truth == Truth::True && plan.current && rolled_out && progress.ready > 0;
+    let serves = progress.ready > 0 || idle(observed, plan);
+    let done = accepted.truth == Truth::True && plan.current && rolled_out && serves;
     if done {
         return Verdict::new(true, reason::READY, progressing.message.clone());
     }
