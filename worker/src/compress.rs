@@ -30,6 +30,7 @@ pub mod npz;
 pub mod opset;
 pub mod optimize;
 pub mod output;
+pub mod passes;
 pub mod products;
 pub mod prune;
 pub mod quantize_dynamic;

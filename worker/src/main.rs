@@ -27,6 +27,9 @@ enum Verb {
     /// Load a model once under limits; `compress` starts it.
     #[command(hide = true)]
     Trial(compress::trial::Args),
+    /// Show what each pass of `optimize` makes of many models; for tests.
+    #[command(hide = true)]
+    Passes(compress::passes::Args),
 }
 
 fn main() {
@@ -38,6 +41,7 @@ fn main() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let code = match arguments.verb {
         Verb::Trial(limits) => compress::trial::child(&limits),
+        Verb::Passes(arguments) => compress::passes::run(&arguments),
         Verb::Serve(options) => confined(|| serve::main(*options, born)),
         Verb::Compress(options) => match options.laptop() {
             Some(arguments) => compress::cli::run(&arguments),

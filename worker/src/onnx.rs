@@ -8,6 +8,7 @@ pub mod external;
 pub mod facts;
 pub mod functions;
 pub mod graph;
+pub mod infer;
 pub mod load;
 pub mod operators;
 pub mod order;

@@ -119,45 +119,58 @@ pub fn remove_nodes(graph: &mut GraphProto, passes: impl Fn(&NodeProto) -> bool)
         !goes
     });
     graph::redirect(graph, &renames);
-    let mut at = 0;
-    while let Some(node) = graph.node.get(at) {
-        if !(passes(node) && outputs.contains(output(node, 0)) && hand_over(graph, at, &outputs)) {
-            at += 1;
-        }
-    }
+    hand_over(graph, &outputs, passes);
     (before - graph.node.len()) as u64
 }
 
-/// Removes the node at `at`, whose output is part of the model's signature, by giving that name to
-/// the producer of its input: if that is a node here whose own name is not part of the signature too.
-fn hand_over(graph: &mut GraphProto, at: usize, outputs: &HashSet<String>) -> bool {
-    let Some(node) = graph.node.get(at) else { return false };
-    let (from, to) = (output(node, 0).to_owned(), input(node, 0).to_owned());
-    if to.is_empty() || outputs.contains(&to) {
-        return false;
+/// Removes such nodes whose output is part of the model's signature, by giving that name to the
+/// producer of their input: if that is a node here whose own name is not part of the signature too.
+fn hand_over(
+    graph: &mut GraphProto,
+    outputs: &HashSet<String>,
+    passes: impl Fn(&NodeProto) -> bool,
+) {
+    let producers = graph::producers(graph);
+    let (mut gone, mut renames) = (HashSet::new(), HashMap::new());
+    for (at, node) in graph.node.iter().enumerate() {
+        let (from, to) = (output(node, 0), input(node, 0));
+        let goes = outputs.contains(from)
+            && !outputs.contains(to)
+            && producers.contains_key(to)
+            && !renames.contains_key(to)
+            && passes(node);
+        if goes && !to.is_empty() {
+            renames.insert(to.to_owned(), from.to_owned());
+            gone.insert(at);
+        }
     }
-    let Some(producer) = graph.node.iter_mut().find(|node| node.output.contains(&to)) else {
-        return false;
-    };
-    for output in producer.output.iter_mut().filter(|output| **output == to) {
-        from.clone_into(output);
+    let mut at = 0..;
+    graph.node.retain(|_| at.next().is_none_or(|at| !gone.contains(&at)));
+    for output in graph.node.iter_mut().flat_map(|node| &mut node.output) {
+        if let Some(name) = renames.get(output) {
+            name.clone_into(output);
+        }
     }
-    graph.node.remove(at);
-    graph::redirect(graph, &HashMap::from([(to, from)]));
-    true
+    graph::redirect(graph, &renames);
 }
 
 /// Merges initializers of equal type, shape and bytes.
-fn deduplicate(graph: &mut GraphProto) -> u64 {
+pub fn deduplicate(graph: &mut GraphProto) -> u64 {
     let outputs: HashSet<String> = graph.output.iter().map(|output| output.name.clone()).collect();
+    // Most weights have no other of their shape, and reading all their bytes takes long.
+    let mut alike: HashMap<(i32, Vec<i64>), usize> = HashMap::new();
+    for tensor in &graph.initializer {
+        *alike.entry((tensor.data_type, tensor.dims.clone())).or_default() += 1;
+    }
     let mut first: HashMap<(i32, Vec<i64>, bytes::Bytes), String> = HashMap::new();
     let mut renames: HashMap<String, String> = HashMap::new();
     graph.initializer.retain(|tensor| {
-        if tensor.raw_data.is_empty() || outputs.contains(&tensor.name) {
+        let kind = (tensor.data_type, tensor.dims.clone());
+        let alone = alike.get(&kind) == Some(&1);
+        if alone || tensor.raw_data.is_empty() || outputs.contains(&tensor.name) {
             return true;
         }
-        let key = (tensor.data_type, tensor.dims.clone(), tensor.raw_data.clone());
-        match first.entry(key) {
+        match first.entry((kind.0, kind.1, tensor.raw_data.clone())) {
             Entry::Occupied(entry) if entry.get() != &tensor.name => {
                 renames.insert(tensor.name.clone(), entry.get().clone());
                 false

@@ -22,19 +22,39 @@ pub fn scopes<E>(
     outer: &Constants,
     visit: &mut dyn FnMut(&mut GraphProto, &Constants) -> Result<(), E>,
 ) -> Result<(), E> {
-    let mut seen = outer.clone();
+    scope(graph, &mut outer.clone(), visit)
+}
+
+/// What a graph hides and adds is put back afterwards: a copy of the outer scope for each of
+/// thousands of bodies would take time and memory that grow with the square of their number.
+fn scope<E>(
+    graph: &mut GraphProto,
+    seen: &mut Constants,
+    visit: &mut dyn FnMut(&mut GraphProto, &Constants) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut before: Vec<(String, Option<TensorProto>)> = Vec::new();
     // A local name hides an outer one.
-    for input in &graph.input {
-        seen.remove(&input.name);
+    let inputs = graph.input.iter().map(|input| &input.name);
+    for name in inputs.chain(graph.node.iter().flat_map(|node| &node.output)) {
+        if let Some(hidden) = seen.remove(name) {
+            before.push((name.clone(), Some(hidden)));
+        }
     }
-    for output in graph.node.iter().flat_map(|node| &node.output) {
-        seen.remove(output);
+    for tensor in &graph.initializer {
+        let hidden = seen.insert(tensor.name.clone(), tensor.clone());
+        before.push((tensor.name.clone(), hidden));
     }
-    seen.extend(constants(graph));
     for body in graph.node.iter_mut().flat_map(walk::bodies_mut) {
-        scopes(body, &seen, visit)?;
+        scope(body, seen, visit)?;
     }
-    visit(graph, &seen)
+    visit(graph, seen)?;
+    for (name, hidden) in before.into_iter().rev() {
+        match hidden {
+            Some(tensor) => seen.insert(name, tensor),
+            None => seen.remove(&name),
+        };
+    }
+    Ok(())
 }
 
 /// How often each name is read in `graph`, by nodes, by bodies and as an output.
@@ -58,27 +78,36 @@ pub fn producers(graph: &GraphProto) -> HashMap<&str, usize> {
 }
 
 /// Names that are taken, so that new ones are new.
-pub struct Names(HashSet<String>);
+#[derive(Default)]
+pub struct Names {
+    taken: HashSet<String>,
+    /// The number that is tried next for a name that is taken.
+    next: HashMap<String, u64>,
+}
 
 impl Names {
     /// Every name in `graph` and in the graphs inside it.
     pub fn of(graph: &GraphProto) -> Self {
         let mut taken = HashSet::new();
         collect(graph, &mut taken);
-        Self(taken)
+        Self { taken, next: HashMap::new() }
     }
 
     /// `wanted` where it is free, else `wanted_2`, `wanted_3`, ….
     pub fn fresh(&mut self, wanted: &str) -> String {
         // Names have at most 1 KiB in what `load` accepts; a derived one must not grow past it.
         let wanted: String = wanted.chars().take(200).collect();
-        let mut name = wanted.clone();
-        let mut number = 2;
-        while !self.0.insert(name.clone()) {
-            name = format!("{wanted}_{number}");
-            number += 1;
+        if self.taken.insert(wanted.clone()) {
+            return wanted;
         }
-        name
+        let next = self.next.entry(wanted.clone()).or_insert(2);
+        loop {
+            let name = format!("{wanted}_{next}");
+            *next += 1;
+            if self.taken.insert(name.clone()) {
+                return name;
+            }
+        }
     }
 }
 
@@ -94,41 +123,53 @@ fn collect(graph: &GraphProto, taken: &mut HashSet<String>) {
 
 /// Makes every reader in `graph` and its bodies read `renames[name]` in place of `name`, along chains.
 pub fn redirect(graph: &mut GraphProto, renames: &HashMap<String, String>) {
-    if renames.is_empty() {
-        return;
+    if !renames.is_empty() {
+        let ends = ends(renames);
+        rename(graph, &ends);
     }
+}
+
+/// `renames` with every chain followed to its end, each link once.
+fn ends(renames: &HashMap<String, String>) -> HashMap<&str, &str> {
+    let mut ends: HashMap<&str, &str> = HashMap::with_capacity(renames.len());
+    for start in renames.keys() {
+        let (mut path, mut current) = (Vec::new(), start.as_str());
+        // No chain is longer than the map.
+        while path.len() <= renames.len() {
+            if let Some(end) = ends.get(current) {
+                current = end;
+                break;
+            }
+            let Some(next) = renames.get(current) else { break };
+            path.push(current);
+            current = next;
+        }
+        ends.extend(path.into_iter().map(|name| (name, current)));
+    }
+    ends
+}
+
+fn rename(graph: &mut GraphProto, ends: &HashMap<&str, &str>) {
     for node in &mut graph.node {
         for input in &mut node.input {
-            if let Some(name) = resolve(renames, input) {
-                name.clone_into(input);
+            if let Some(name) = ends.get(input.as_str()) {
+                (*name).clone_into(input);
             }
         }
         for body in walk::bodies_mut(node) {
-            let inner: HashMap<String, String> = captured(body)
+            let inner: HashMap<String, &str> = captured(body)
                 .into_iter()
-                .filter_map(|name| Some((name.to_owned(), resolve(renames, name)?.to_owned())))
+                .filter_map(|name| Some((name.to_owned(), *ends.get(name)?)))
                 .collect();
-            redirect(body, &inner);
+            let inner = inner.iter().map(|(name, end)| (name.as_str(), *end)).collect();
+            rename(body, &inner);
             for output in &mut body.output {
-                if let Some(name) = inner.get(&output.name) {
-                    name.clone_into(&mut output.name);
+                if let Some(name) = inner.get(output.name.as_str()) {
+                    (*name).clone_into(&mut output.name);
                 }
             }
         }
     }
-}
-
-/// What `name` is called after all `renames`; `None` when it keeps its name.
-fn resolve<'a>(renames: &'a HashMap<String, String>, name: &str) -> Option<&'a str> {
-    let mut current = renames.get(name)?;
-    // No chain is longer than the map.
-    for _ in 0..renames.len() {
-        match renames.get(current) {
-            Some(next) => current = next,
-            None => break,
-        }
-    }
-    Some(current)
 }
 
 /// Removes nodes whose outputs nobody reads and initializers that nobody reads, in `graph` and the

@@ -16,26 +16,34 @@ use super::{GraphProto, ModelProto, NodeProto, walk};
 /// [`reason::CYCLE`]; [`reason::CORRUPT`] for a name that nothing or two nodes produce.
 pub fn order(model: &mut ModelProto) -> Result<(), Refusal> {
     if let Some(graph) = &mut model.graph {
-        order_graph(graph, &HashSet::new())?;
+        order_graph(graph, &mut HashSet::new())?;
     }
     for function in &mut model.functions {
-        let given: HashSet<String> = function.input.iter().cloned().collect();
-        order_nodes(&mut function.node, &given)?;
+        let mut given: HashSet<String> = function.input.iter().cloned().collect();
+        order_nodes(&mut function.node, &mut given)?;
     }
     Ok(())
 }
 
-fn order_graph(graph: &mut GraphProto, outer: &HashSet<String>) -> Result<(), Refusal> {
-    let mut given = outer.clone();
-    given.extend(own_names(graph).map(str::to_owned));
-    order_nodes(&mut graph.node, &given)?;
-    let made = |name: &str| graph.node.iter().any(|node| node.output.iter().any(|o| o == name));
+/// Orders `graph`, around which the names in `scope` are defined. `scope` is as before afterwards:
+/// one set serves all bodies, since a copy for each would grow with the square of their number.
+fn order_graph(graph: &mut GraphProto, scope: &mut HashSet<String>) -> Result<(), Refusal> {
+    let own: Vec<String> = own_names(graph)
+        .filter(|name| scope.insert((*name).to_owned()))
+        .map(str::to_owned)
+        .collect();
+    order_nodes(&mut graph.node, scope)?;
+    let made: HashSet<&str> =
+        graph.node.iter().flat_map(|node| node.output.iter().map(String::as_str)).collect();
     for output in &graph.output {
-        if !given.contains(&output.name) && !made(&output.name) {
+        if !scope.contains(&output.name) && !made.contains(output.name.as_str()) {
             let message =
                 format!("the graph's output {} is produced by nothing", quoted(&output.name));
             return Err(Refusal::corrupt(message));
         }
+    }
+    for name in own {
+        scope.remove(&name);
     }
     Ok(())
 }
@@ -65,8 +73,8 @@ pub fn reads(node: &NodeProto) -> Vec<&str> {
     direct.chain(walk::bodies(node).flat_map(captured)).collect()
 }
 
-fn order_nodes(nodes: &mut Vec<NodeProto>, given: &HashSet<String>) -> Result<(), Refusal> {
-    let order = sorted(nodes, given)?;
+fn order_nodes(nodes: &mut Vec<NodeProto>, scope: &mut HashSet<String>) -> Result<(), Refusal> {
+    let order = sorted(nodes, scope)?;
     if order.iter().enumerate().any(|(at, from)| at != *from) {
         let mut slots: Vec<Option<NodeProto>> = nodes.drain(..).map(Some).collect();
         nodes.extend(order.iter().filter_map(|from| slots.get_mut(*from).and_then(Option::take)));
@@ -74,12 +82,15 @@ fn order_nodes(nodes: &mut Vec<NodeProto>, given: &HashSet<String>) -> Result<()
     if nodes.iter().all(|node| walk::bodies(node).next().is_none()) {
         return Ok(());
     }
-    let mut seen = given.clone();
+    let mut added = Vec::new();
     for node in nodes {
         for body in walk::bodies_mut(node) {
-            order_graph(body, &seen)?;
+            order_graph(body, scope)?;
         }
-        seen.extend(node.output.iter().cloned());
+        added.extend(node.output.iter().filter(|name| scope.insert((*name).clone())).cloned());
+    }
+    for name in added {
+        scope.remove(&name);
     }
     Ok(())
 }
