@@ -192,20 +192,22 @@ impl Session {
                 .map_err(|error| RuntimeError::Run(first_line(error.message())))?;
             values.push((*name, value));
         }
-        let all: Vec<&str>;
-        let names = if wanted.is_empty() {
-            all = self.outputs.iter().map(|output| output.name.as_str()).collect();
-            &all
-        } else {
-            wanted
-        };
-        let mut selector = ort::session::OutputSelector::no_default();
-        for name in names {
-            selector = selector.with(*name);
-        }
         let run = |error: ort::Error| RuntimeError::Run(first_line(error.message()));
-        let run_options = ort::session::RunOptions::new().map_err(run)?.with_outputs(selector);
-        let outputs = session.run_with_options(values, &run_options).map_err(run)?;
+        let all: Vec<&str>;
+        let (names, run_options);
+        let outputs = if wanted.is_empty() {
+            all = self.outputs.iter().map(|output| output.name.as_str()).collect();
+            names = &*all;
+            session.run(values).map_err(run)?
+        } else {
+            names = wanted;
+            let mut selector = ort::session::OutputSelector::no_default();
+            for name in names {
+                selector = selector.with(*name);
+            }
+            run_options = ort::session::RunOptions::new().map_err(run)?.with_outputs(selector);
+            session.run_with_options(values, &run_options).map_err(run)?
+        };
         names
             .iter()
             .map(|name| {

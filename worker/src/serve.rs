@@ -21,7 +21,9 @@ mod repository;
 mod rest;
 mod server;
 mod settings;
+mod signals;
 mod tfs;
+mod warm;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -39,7 +41,7 @@ pub use metrics::{Metrics, Protocol};
 pub use model::{Backend, Signature};
 pub use options::Options;
 pub use protocols::Served;
-pub use queue::Limits;
+pub use queue::{Batching, Curve, Limits, OnTimeout, Policy};
 pub use server::{Request, Response, Server};
 
 /// The server's name in its metadata.
@@ -75,6 +77,10 @@ pub struct Settings {
     pub max_request_bytes: usize,
     /// How much may wait for the model.
     pub limits: Limits,
+    /// How requests wait, and which of them are run together.
+    pub policy: Policy,
+    /// How long a connection lives before it is asked to come anew; for ever when `None`.
+    pub connection_age: Option<Duration>,
 }
 
 /// How a server ends.
@@ -136,22 +142,20 @@ async fn bind(what: &'static str, address: SocketAddr) -> Result<TcpListener, Se
 /// # Errors
 /// When an address is taken, or a thread cannot be started.
 pub async fn start(settings: Settings) -> Result<Running, ServeError> {
-    let Settings { name, http, grpc, admin, protocols, max_request_bytes, limits } = settings;
+    let Settings { name, http, grpc, admin, protocols, max_request_bytes, .. } = settings;
     let http = bind("HTTP", http).await?;
     let grpc = bind("gRPC", grpc).await?;
     let admin = bind("admin", admin).await?;
     let addresses = (http.local_addr()?, grpc.local_addr()?, admin.local_addr()?);
-    let server = Arc::new(Server::new(name, max_request_bytes, limits));
+    let server = Arc::new(Server::new(name, max_request_bytes, settings.policy, settings.limits));
     let (stop, stopped) = watch::channel(false);
+    let age = settings.connection_age;
     let (grpc_router, health) = grpc::router(server.clone(), protocols.clone()).await?;
     admin_thread(admin.into_std()?, server.clone())?;
+    let http_router = rest::router(server.clone(), protocols.clone());
     let ports = [
-        tokio::spawn(listen::listen(
-            http,
-            rest::router(server.clone(), protocols.clone()),
-            stopped.clone(),
-        )),
-        tokio::spawn(listen::listen(grpc, grpc_router, stopped)),
+        tokio::spawn(listen::listen(http, http_router, age, stopped.clone())),
+        tokio::spawn(listen::listen(grpc, grpc_router, age, stopped)),
     ];
     let (http, grpc, admin) = addresses;
     let served = protocols;
@@ -166,7 +170,7 @@ fn admin_thread(listener: std::net::TcpListener, server: Arc<Server>) -> std::io
         runtime.block_on(async move {
             let (_open, stop) = watch::channel(false);
             match TcpListener::from_std(listener) {
-                Ok(listener) => listen::listen(listener, router, stop).await,
+                Ok(listener) => listen::listen(listener, router, None, stop).await,
                 Err(error) => tracing::error!(%error, "listen for probes"),
             }
         });
@@ -175,12 +179,13 @@ fn admin_thread(listener: std::net::TcpListener, server: Arc<Server>) -> std::io
 }
 
 impl Running {
-    /// Takes the warm model; the server says ready from here on.
+    /// Takes the warm model, whose warm-up measured `curve`; the server says ready from here on.
     ///
     /// # Errors
-    /// When the thread that runs it cannot be started.
-    pub async fn load(&self, backend: Arc<dyn Backend>) -> Result<(), ServeError> {
-        self.server.load(backend)?;
+    /// When the thread that runs it cannot be started, or batching is asked for and the model
+    /// cannot run several requests at once.
+    pub async fn load(&self, backend: Arc<dyn Backend>, curve: Curve) -> Result<(), ServeError> {
+        self.server.load(backend, curve)?;
         grpc::report(&self.health, &self.server, &self.served, self.server.ready()).await;
         Ok(())
     }
@@ -235,10 +240,13 @@ pub async fn serve(options: Options, born: Instant) -> Result<(), ServeError> {
     let mut signals = Signals::new()?;
     let running = start(options.settings()).await?;
     tracing::info!(http = %running.http, grpc = %running.grpc, admin = %running.admin, "listening");
+    if let Some(target) = options.latency_target {
+        running.server.metrics.aims(target, options.latency_percentile);
+    }
     let ready = async {
-        let loaded = load::load(&options.source(), options.threads()).await?;
+        let loaded = load::load(&options.source(), options.threads(), options.batching()).await?;
         running.server.metrics.serves(&options.name, loaded.digest.as_str(), &loaded.runtime);
-        running.load(loaded.backend).await?;
+        running.load(loaded.backend, loaded.curve).await?;
         let total = born.elapsed();
         running.server.metrics.loaded(total);
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
@@ -286,6 +294,7 @@ impl Signals {
 /// What was loaded, with the time each part took.
 struct Loaded {
     backend: Arc<dyn Backend>,
+    curve: Curve,
     digest: Digest,
     runtime: String,
     library: Duration,

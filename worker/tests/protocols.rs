@@ -22,7 +22,7 @@ use lithe::tensorflow::tensor_shape_proto::Dim;
 use lithe::tensorflow::{
     DataType, Example, Feature, Features, FloatList, TensorProto, TensorShapeProto,
 };
-use lithe_worker::serve::{Running, Served, Settings, start};
+use lithe_worker::serve::{Curve, Policy, Running, Served, Settings, start};
 use prost::Message as _;
 use serde_json::{Value, json};
 use support::*;
@@ -347,7 +347,7 @@ async fn status_follows_the_model_in_a_form_that_both_clients_read() {
     let early = post(&running, "/v1/models/m:predict", r#"{"instances":[1]}"#).await;
     assert_eq!(early.status, 503, "the model loads");
 
-    running.load(Gate::new(true)).await.unwrap();
+    running.load(Gate::new(true), Curve::default()).await.unwrap();
     let there = models.get_model_status(ask()).await.unwrap().into_inner();
     assert_eq!(state(there), State::Available);
     let answer = get(running.http, "/v1/models/m").await;
@@ -375,19 +375,11 @@ async fn status_follows_the_model_in_a_form_that_both_clients_read() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_protocol_that_is_not_declared_is_refused_with_the_field_to_set() {
-    let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
     let with = async |protocols: Vec<Served>| {
-        let settings = Settings {
-            name: "m".into(),
-            http: any,
-            grpc: any,
-            admin: any,
-            protocols,
-            max_request_bytes: 1 << 20,
-            limits: LIMITS,
-        };
+        let usual = support::settings(LIMITS, 1 << 20, Policy::default(), None);
+        let settings = Settings { protocols, ..usual };
         let running = start(settings).await.unwrap();
-        running.load(Gate::new(true)).await.unwrap();
+        running.load(Gate::new(true), Curve::default()).await.unwrap();
         running
     };
     let running = with(vec![Served::OpenInference]).await;
@@ -493,7 +485,7 @@ async fn outputs_are_answered_as_classes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn models_are_loaded_by_both_forms_and_never_unloaded() {
     let running = empty(LIMITS, 1 << 20).await;
-    running.load(Gate::new(true)).await.unwrap();
+    running.load(Gate::new(true), Curve::default()).await.unwrap();
     let mut client = grpc(&running).await;
     let triton = RepositoryModelLoadRequest { model_name: "m".into(), ..Default::default() };
     let kserve = RepositoryModelLoadRequest { repository_name: "m".into(), ..Default::default() };

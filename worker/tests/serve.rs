@@ -13,7 +13,7 @@ use bytes::Bytes;
 use lithe::inference::infer_parameter::ParameterChoice;
 use lithe::inference::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
 use lithe::inference::*;
-use lithe_worker::serve::{Drain, Limits, Running};
+use lithe_worker::serve::{Curve, Drain, Limits, Running};
 use serde_json::json;
 use support::*;
 use tonic::Code;
@@ -352,7 +352,7 @@ async fn lies_about_binary_lengths_are_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn large_messages_pass_and_too_large_ones_are_refused() {
     let running = empty(LIMITS, 8 << 20).await;
-    running.load(Gate::new(true)).await.unwrap();
+    running.load(Gate::new(true), Curve::default()).await.unwrap();
     let message = |count: usize| {
         request(vec![input("FP32", &[count as i64])], vec![vec![0; count * 4].into()])
     };
@@ -380,7 +380,7 @@ fn deflate(plain: &[u8]) -> Vec<u8> {
 #[tokio::test(flavor = "multi_thread")]
 async fn compressed_bodies_are_read_and_bombs_are_not() {
     let running = empty(LIMITS, 8 << 20).await;
-    running.load(Gate::new(true)).await.unwrap();
+    running.load(Gate::new(true), Curve::default()).await.unwrap();
     let url = format!("http://{}/v2/models/m/infer", running.http);
     let data = vec![0.5; 2000];
     let body =
@@ -426,7 +426,7 @@ async fn probes_health_and_metadata_follow_the_model() {
     assert_eq!(get(running.http, "/v2/models/m").await.status, 503);
     assert!(!serving("").await.unwrap() && !serving("m").await.unwrap());
 
-    running.load(Gate::new(true)).await.unwrap();
+    running.load(Gate::new(true), Curve::default()).await.unwrap();
     assert!(serving("").await.unwrap() && serving("m").await.unwrap());
     assert_eq!(serving("other").await.unwrap_err().code(), Code::NotFound);
     assert_eq!(get(running.admin, "/readyz").await.status, 200);
@@ -499,7 +499,7 @@ fn one() -> ModelInferRequest {
 async fn a_full_queue_refuses_at_once_and_serves_what_it_took() {
     let gate = Gate::new(false);
     let running = empty(Limits { requests: 4, bytes: 1 << 20 }, 1 << 20).await;
-    running.load(gate.clone()).await.unwrap();
+    running.load(gate.clone(), Curve::default()).await.unwrap();
     let client = grpc(&running).await;
     let send = || {
         let mut client = client.clone();
@@ -532,7 +532,7 @@ async fn a_full_queue_refuses_at_once_and_serves_what_it_took() {
 async fn a_late_or_abandoned_request_runs_no_kernel() {
     let gate = Gate::new(false);
     let running = empty(LIMITS, 1 << 20).await;
-    running.load(gate.clone()).await.unwrap();
+    running.load(gate.clone(), Curve::default()).await.unwrap();
     let client = grpc(&running).await;
     let first = tokio::spawn({
         let mut client = client.clone();
@@ -578,7 +578,7 @@ async fn a_late_or_abandoned_request_runs_no_kernel() {
 async fn requests_in_flight_at_the_end_are_answered() {
     let gate = Gate::new(false);
     let running = empty(LIMITS, 1 << 20).await;
-    running.load(gate.clone()).await.unwrap();
+    running.load(gate.clone(), Curve::default()).await.unwrap();
     let (http, admin) = (running.http, running.admin);
     let client = grpc(&running).await;
     let body = json!({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}]});
@@ -610,7 +610,7 @@ async fn requests_in_flight_at_the_end_are_answered() {
 async fn a_request_that_never_ends_does_not_hold_up_the_end() {
     let gate = Gate::new(false);
     let running = empty(LIMITS, 1 << 20).await;
-    running.load(gate.clone()).await.unwrap();
+    running.load(gate.clone(), Curve::default()).await.unwrap();
     let mut client = grpc(&running).await;
     let stuck = tokio::spawn(async move { client.model_infer(one()).await });
     until("the first run", || gate.runs.load(Ordering::SeqCst) == 1).await;

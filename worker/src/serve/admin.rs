@@ -1,4 +1,4 @@
-//! `/livez`, `/readyz` and `/metrics`, on a thread of their own: load on the model never fails a probe.
+//! `/livez`, `/readyz`, `/metrics` and `/signals`, on a thread of their own: load on the model never fails a probe.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use super::server::Server;
 
 /// The admin endpoints of `server`.
 pub fn router(server: Arc<Server>) -> Router {
-    let ready = server.clone();
+    let (ready, signalling) = (server.clone(), server.clone());
     let readyz = move || {
         let (status, text) = match (ready.ready(), ready.state()) {
             (true, _) => (StatusCode::OK, "ready\n"),
@@ -21,11 +21,19 @@ pub fn router(server: Arc<Server>) -> Router {
         async move { (status, text) }
     };
     let metrics = move || {
-        let text = server.metrics.encode(server.name());
+        let text = server.metrics_text();
         let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
         async move { ([(header::CONTENT_TYPE, kind)], text).into_response() }
     };
+    let signals = move || {
+        let signals = signalling.signals();
+        async move {
+            let json = serde_json::to_vec(&signals).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR);
+            json.map(|json| ([(header::CONTENT_TYPE, "application/json")], json))
+        }
+    };
     Router::new()
+        .route("/signals", get(signals))
         .route("/livez", get(|| async { "alive\n" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))

@@ -29,6 +29,8 @@ pub enum InferError {
         message: String,
         /// When a try may succeed.
         retry: Duration,
+        /// Whether there was room, but the answer would have come too late.
+        late: bool,
     },
     /// The client's deadline passed before the result was there.
     #[error("{0}")]
@@ -48,7 +50,8 @@ impl InferError {
             Self::Invalid(_) | Self::TooLarge(_) => "invalid",
             Self::NotFound(_) => "not_found",
             Self::Unsupported(_) => "unsupported",
-            Self::Overloaded { .. } => "overloaded",
+            Self::Overloaded { late: false, .. } => "overloaded",
+            Self::Overloaded { late: true, .. } => "late",
             Self::Deadline(_) => "deadline",
             Self::Unavailable(_) => "unavailable",
             Self::Internal(_) => "error",

@@ -1,16 +1,26 @@
 //! The accept loop of every port: bounded connections, time-outs against slow peers, a graceful
 //! stop that the caller may cut short. Errors of `accept` never end it.
 
+use std::convert::Infallible;
+use std::hash::BuildHasher as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
+use axum::http::{HeaderValue, Request, Response, Version, header};
+use futures::future::BoxFuture;
+use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
+use tower::Service;
 
 /// Connections of one port: each costs some 20 KiB while idle.
 const CONNECTIONS: usize = 4096;
@@ -22,12 +32,23 @@ const HEADERS: Duration = Duration::from_secs(75);
 const PING: Duration = Duration::from_secs(30);
 /// Bytes a peer may send ahead on one stream: large tensors need more than the 64 KiB of the RFC.
 const STREAM_WINDOW: u32 = 2 << 20;
+/// Bytes of one HTTP/2 frame that a peer may send: 10 MB are 40 of them, not 640.
+const FRAME: u32 = 256 << 10;
 /// Bytes a peer may send ahead on one connection.
 const CONNECTION_WINDOW: u32 = 8 << 20;
 
+/// How long a peer may leave what was sent to it unread: what it holds up then is freed.
+const UNREAD: Duration = Duration::from_secs(60);
+
 /// Serves `router` on `listener` until `stop` becomes true and the last connection has ended.
+/// A connection older than about `age` is asked to come anew, after its requests are answered.
 /// Dropping the future closes what is left at once.
-pub async fn listen(listener: TcpListener, router: Router, mut stop: watch::Receiver<bool>) {
+pub async fn listen(
+    listener: TcpListener,
+    router: Router,
+    age: Option<Duration>,
+    mut stop: watch::Receiver<bool>,
+) {
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS).max_buf_size(256 << 10);
     builder
@@ -35,11 +56,12 @@ pub async fn listen(listener: TcpListener, router: Router, mut stop: watch::Rece
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS)
         .max_header_list_size(32 << 10)
+        .max_frame_size(FRAME)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .keep_alive_interval(PING)
         .keep_alive_timeout(PING);
-    let builder = Arc::new(builder);
+    let served = Arc::new((builder, router));
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
@@ -48,12 +70,12 @@ pub async fn listen(listener: TcpListener, router: Router, mut stop: watch::Rece
             Some(_) = connections.join_next() => continue,
             () = stopped(&mut stop) => break,
         };
-        connections.spawn(connection(builder.clone(), accepted, router.clone(), stop.clone()));
+        connections.spawn(connection(served.clone(), accepted, age.map(jittered), stop.clone()));
     }
     // Who connected already, and was not accepted yet, is served as well.
     while let Ok(accepted) = tokio::time::timeout(Duration::ZERO, accept(&listener, &places)).await
     {
-        connections.spawn(connection(builder.clone(), accepted, router.clone(), stop.clone()));
+        connections.spawn(connection(served.clone(), accepted, age.map(jittered), stop.clone()));
     }
     // No more connections; those that are open end by themselves.
     drop(listener);
@@ -78,20 +100,71 @@ async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> Accepted {
     }
 }
 
-async fn connection(
-    builder: Arc<Builder<TokioExecutor>>,
-    (stream, _place): Accepted,
+/// `age` give or take a tenth, so that connections made together do not end together.
+fn jittered(age: Duration) -> Duration {
+    // The seed of a new hasher is random.
+    let random = std::hash::RandomState::new().hash_one(0) as u32;
+    age.mul_f64(0.9 + 0.2 * f64::from(random) / f64::from(u32::MAX))
+}
+
+/// What a connection's requests and its age tell each other.
+#[derive(Default)]
+struct Told {
+    http2: AtomicBool,
+    old: AtomicBool,
+}
+
+/// The routes, on one connection. An old HTTP/1 connection ends with an answer that says so: one
+/// that was closed between two requests would lose a request that is on its way.
+#[derive(Clone)]
+struct Aging {
     router: Router,
+    told: Arc<Told>,
+}
+
+impl Service<Request<Incoming>> for Aging {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        // The router is always ready.
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+        let http2 = request.version() == Version::HTTP_2;
+        self.told.http2.store(http2, Ordering::Relaxed);
+        let (answer, told) = (self.router.call(request), self.told.clone());
+        Box::pin(async move {
+            let mut answer = answer.await?;
+            if !http2 && told.old.load(Ordering::Relaxed) {
+                answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok(answer)
+        })
+    }
+}
+
+async fn connection(
+    served: Arc<(Builder<TokioExecutor>, Router)>,
+    (stream, _place): Accepted,
+    age: Option<Duration>,
     mut stop: watch::Receiver<bool>,
 ) {
     // Answers are small and wanted at once.
     let _ = stream.set_nodelay(true);
-    let service = TowerToHyperService::new(router);
-    let serving = builder.serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = SockRef::from(&stream).set_tcp_user_timeout(Some(UNREAD)) {
+        tracing::debug!(%error, "bound the time of a slow reader");
+    }
+    let (builder, router) = &*served;
+    let told = Arc::new(Told::default());
+    let aging = Aging { router: router.clone(), told: told.clone() };
+    let serving = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(aging));
     tokio::pin!(serving);
     let ended = tokio::select! {
         ended = serving.as_mut() => ended,
-        () = stopped(&mut stop) => {
+        () = ending(age, &told, &mut stop) => {
             serving.as_mut().graceful_shutdown();
             serving.await
         }
@@ -100,6 +173,20 @@ async fn connection(
         // A peer that goes away is no event of ours.
         tracing::debug!(%error, "connection");
     }
+}
+
+/// When the connection must end: the server stops, or it is HTTP/2 and as old as `age`.
+async fn ending(age: Option<Duration>, told: &Told, stop: &mut watch::Receiver<bool>) {
+    if let Some(age) = age {
+        tokio::select! {
+            () = stopped(stop) => return,
+            () = tokio::time::sleep(age) => told.old.store(true, Ordering::Relaxed),
+        }
+        if told.http2.load(Ordering::Relaxed) {
+            return;
+        }
+    }
+    stopped(stop).await;
 }
 
 async fn stopped(stop: &mut watch::Receiver<bool>) {

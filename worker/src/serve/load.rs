@@ -7,16 +7,12 @@ use std::time::Instant;
 
 use lithe::Digest;
 
-use super::Loaded;
-use super::model::{Backend, Signature};
+use super::model::Backend;
+use super::queue::Batching;
+use super::{Loaded, warm};
 use crate::onnx::{self, Budget};
 use crate::runtime::{self, Options, RuntimeError, Session};
 use crate::store::{self, Credentials, StoreError};
-
-/// The most bytes of a made-up request: a larger one would cost more than a cold first answer.
-const EXAMPLE_BYTES: usize = 64 << 20;
-/// Inferences before the model counts as warm: the first plans memory, the second runs as planned.
-const WARM_RUNS: usize = 2;
 
 /// Where a model comes from.
 #[derive(Clone, Debug)]
@@ -51,13 +47,20 @@ pub enum LoadError {
     /// The runtime does not take the model.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
-    /// A thread of the loader ended early.
+    /// A thread ended early or cannot be had.
     #[error("load the model: {0}")]
     Thread(String),
+    /// The model cannot run several requests at once.
+    #[error("--max-batch-size: {0}")]
+    Batching(String),
 }
 
-/// Loads and warms the model of `source` with `threads` threads per inference.
-pub(super) async fn load(source: &Source, threads: usize) -> Result<Loaded, LoadError> {
+/// Loads and warms the model of `source` with `threads` threads per inference, for `batching`.
+pub(super) async fn load(
+    source: &Source,
+    threads: usize,
+    batching: Option<Batching>,
+) -> Result<Loaded, LoadError> {
     // The library loads while the bytes are on their way.
     let library = tokio::task::spawn_blocking(|| {
         let start = Instant::now();
@@ -77,8 +80,10 @@ pub(super) async fn load(source: &Source, threads: usize) -> Result<Loaded, Load
     let load = start.elapsed();
     let start = Instant::now();
     let warming = backend.clone();
-    tokio::task::spawn_blocking(move || warm(warming.as_ref())).await.map_err(thread)?;
-    Ok(Loaded { backend, digest, runtime, library, fetch, load, warm: start.elapsed() })
+    let warming =
+        tokio::task::spawn_blocking(move || warm::warm(warming.as_ref(), batching.as_ref()));
+    let curve = warming.await.map_err(thread)?.map_err(LoadError::Batching)?;
+    Ok(Loaded { backend, digest, curve, runtime, library, fetch, load, warm: start.elapsed() })
 }
 
 async fn bytes(source: &Source) -> Result<(Vec<u8>, Digest), LoadError> {
@@ -102,21 +107,4 @@ async fn bytes(source: &Source) -> Result<(Vec<u8>, Digest), LoadError> {
 fn load_bytes(path: &Path) -> Result<(Vec<u8>, Digest), LoadError> {
     let loaded = onnx::load(path, &Budget::default())?;
     Ok((onnx::graph::serialise(&loaded.model), loaded.digest))
-}
-
-/// Runs made-up inputs, so that the first client does not wait for memory to be planned. Some
-/// models refuse made-up inputs; that is no reason not to serve them.
-fn warm(backend: &dyn Backend) {
-    let signature = Signature::of(backend);
-    let Some(example) = signature.example(EXAMPLE_BYTES) else {
-        tracing::warn!("the model's inputs are too large to warm it up");
-        return;
-    };
-    let inputs: Vec<_> = example.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-    for _ in 0..WARM_RUNS {
-        if let Err(error) = backend.run(&inputs, &[]) {
-            tracing::warn!(%error, "the model does not take made-up inputs, so it is not warm");
-            return;
-        }
-    }
 }

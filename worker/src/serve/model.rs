@@ -15,7 +15,8 @@ pub trait Backend: Send + Sync + 'static {
     fn inputs(&self) -> &[TensorSignature];
     /// The outputs, in graph order.
     fn outputs(&self) -> &[TensorSignature];
-    /// Runs one inference; `wanted` names the outputs to return, in order.
+    /// Runs one inference; `wanted` names the outputs to return, in order; empty means all of them
+    /// in graph order.
     ///
     /// # Errors
     /// The model's own words.
@@ -90,10 +91,23 @@ impl Signature {
         Ok(())
     }
 
-    /// Inputs that the model should take: every open dimension is 1, every number 1, every string
-    /// empty. `None` when that would take more than `limit` bytes.
-    pub fn example(&self, limit: usize) -> Option<Vec<(String, Tensor)>> {
-        self.inputs.iter().map(|input| Some((input.name.clone(), ones(input, limit)?))).collect()
+    /// Puts checked `inputs` into the order of the model, so that requests are alike whatever the
+    /// order in which clients list them.
+    pub fn sort(&self, inputs: &mut [(String, Tensor)]) {
+        let same = |(known, (name, _)): (&TensorSignature, &(String, Tensor))| known.name == *name;
+        if !self.inputs.iter().zip(&*inputs).all(same) {
+            let place = |name: &str| self.inputs.iter().position(|known| known.name == name);
+            inputs.sort_by_key(|(name, _)| place(name));
+        }
+    }
+
+    /// Inputs that the model should take: every open first dimension is `rows`, every other open
+    /// dimension 1, every number 1, every string empty. `None` when that would take more than
+    /// `limit` bytes.
+    pub fn example(&self, rows: usize, limit: usize) -> Option<Vec<(String, Tensor)>> {
+        let example =
+            |input: &TensorSignature| Some((input.name.clone(), ones(input, rows, limit)?));
+        self.inputs.iter().map(example).collect()
     }
 }
 
@@ -130,10 +144,12 @@ fn fits(known: &TensorSignature, tensor: &Tensor) -> Result<(), InferError> {
     Ok(())
 }
 
-fn ones(input: &TensorSignature, limit: usize) -> Option<Tensor> {
+fn ones(input: &TensorSignature, rows: usize, limit: usize) -> Option<Tensor> {
     let datatype = Datatype::from_name(&input.datatype)?;
-    let shape: Vec<usize> =
-        input.shape.iter().map(|dim| usize::try_from(*dim).unwrap_or(1)).collect();
+    let size = |(axis, dim): (usize, &i64)| {
+        usize::try_from(*dim).unwrap_or(if axis == 0 { rows } else { 1 })
+    };
+    let shape: Vec<usize> = input.shape.iter().enumerate().map(size).collect();
     let count = elements(&shape).filter(|count| *count <= limit / 8)?;
     let one: &[u8] = match datatype {
         Datatype::Bool | Datatype::Uint8 | Datatype::Int8 => &[1],
@@ -184,7 +200,7 @@ pub fn describe(
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
 
@@ -222,10 +238,20 @@ mod tests {
     }
 
     #[test]
+    fn inputs_come_into_the_order_of_the_model() {
+        let mut signature = signature();
+        signature.inputs.push(TensorSignature { name: "a".into(), ..signature.inputs[0].clone() });
+        let mut inputs = vec![("a".into(), x(&[1, 2]).1), x(&[1, 2])];
+        signature.sort(&mut inputs);
+        assert_eq!(inputs.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["x", "a"]);
+    }
+
+    #[test]
     fn an_example_fits_its_own_signature() {
         let signature = signature();
-        let example = signature.example(1 << 20).unwrap();
+        let example = signature.example(3, 1 << 20).unwrap();
         assert_eq!(signature.check(&example, &[]), Ok(()));
-        assert!(signature.example(8).is_none());
+        assert_eq!(example[0].1.shape(), [3, 2]);
+        assert!(signature.example(1, 8).is_none());
     }
 }

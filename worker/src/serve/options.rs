@@ -9,7 +9,7 @@ use lithe::names::{PORT_ADMIN, PORT_GRPC, PORT_HTTP};
 
 use super::load::Source;
 use super::protocols::Served;
-use super::queue::Limits;
+use super::queue::{Batching, Limits, OnTimeout, Policy};
 use super::{Drain, Settings};
 
 /// What is served, and how.
@@ -39,7 +39,7 @@ pub struct Options {
     /// Address of the gRPC protocols.
     #[arg(long, value_name = "ADDRESS", default_value_t = local(PORT_GRPC))]
     pub grpc: SocketAddr,
-    /// Address of /livez, /readyz and /metrics.
+    /// Address of /livez, /readyz, /metrics and /signals.
     #[arg(long, value_name = "ADDRESS", default_value_t = local(PORT_ADMIN))]
     pub admin: SocketAddr,
     /// Threads of one inference; what affinity and the cgroup's quota allow by default.
@@ -51,6 +51,37 @@ pub struct Options {
     /// Requests that may wait for the model; more are refused at once.
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub max_queue: usize,
+    /// The most rows of one inference: requests that arrive together run as one. Without it each
+    /// request runs alone.
+    #[arg(long, value_name = "ROWS", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub max_batch_size: Option<u32>,
+    /// How long a request waits for company; by default as long as pays, by what inferences take.
+    #[arg(long, value_name = "TIME", value_parser = duration, requires = "max_batch_size")]
+    pub max_queue_delay: Option<Duration>,
+    /// Sizes in rows that run at once when the waiting requests make exactly one of them.
+    #[arg(long, value_name = "ROWS", value_delimiter = ',', requires = "max_batch_size")]
+    pub preferred_batch_sizes: Vec<u32>,
+    /// Priorities that requests may ask for, 1 the most urgent; when there is too much to do the
+    /// least urgent are refused first. Requests without one are in the middle.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub priority_levels: u32,
+    /// How long a request may wait for the model.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub queue_timeout: Option<Duration>,
+    /// What happens to a request that waited for --queue-timeout.
+    #[arg(long, value_enum, default_value_t = OnTimeout::Reject, requires = "queue_timeout")]
+    pub on_queue_timeout: OnTimeout,
+    /// The latency that requests should meet. What cannot be answered within twice that time is
+    /// refused instead of computed.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub latency_target: Option<Duration>,
+    /// The percentile of requests that should meet --latency-target; shown in the metrics.
+    #[arg(long, value_name = "N", default_value_t = 95, value_parser = clap::value_parser!(u32).range(50..=99))]
+    pub latency_percentile: u32,
+    /// How long a connection lives, give or take a tenth, before its client is asked to connect
+    /// anew: so clients find new pods where nothing balances requests.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub max_connection_age: Option<Duration>,
     /// How long a process that must go still takes requests.
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration)]
     pub drain_delay: Duration,
@@ -82,7 +113,24 @@ impl Options {
                 // A few of the largest requests, or many small ones.
                 bytes: self.max_request_bytes.saturating_mul(4),
             },
+            policy: Policy {
+                batching: self.batching(),
+                levels: self.priority_levels as usize,
+                timeout: self.queue_timeout,
+                on_timeout: self.on_queue_timeout,
+                target: self.latency_target,
+            },
+            connection_age: self.max_connection_age,
         }
+    }
+
+    /// How requests become one inference.
+    pub fn batching(&self) -> Option<Batching> {
+        Some(Batching {
+            max: self.max_batch_size? as usize,
+            delay: self.max_queue_delay,
+            preferred: self.preferred_batch_sizes.iter().map(|size| *size as usize).collect(),
+        })
     }
 
     /// Where the model comes from.

@@ -4,10 +4,13 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use lithe::latency::Signals;
+
 use super::error::InferError;
+use super::load::LoadError;
 use super::metrics::Metrics;
 use super::model::{Backend, Signature, VERSION};
-use super::queue::{Limits, Queue, Work};
+use super::queue::{Curve, Limits, Policy, Queue, Work, batchable};
 use crate::tensor::Tensor;
 
 /// One inference as any protocol asks for it.
@@ -48,6 +51,7 @@ pub struct Server {
     name: String,
     /// The most bytes of one request.
     pub max_request_bytes: usize,
+    policy: Policy,
     limits: Limits,
     /// What is counted.
     pub metrics: Arc<Metrics>,
@@ -57,12 +61,13 @@ pub struct Server {
 
 impl Server {
     /// A server of the model `name`, which is not loaded yet.
-    pub fn new(name: String, max_request_bytes: usize, limits: Limits) -> Self {
+    pub fn new(name: String, max_request_bytes: usize, policy: Policy, limits: Limits) -> Self {
         Self {
             name,
             max_request_bytes,
+            metrics: Arc::new(Metrics::new(policy.target)),
+            policy,
             limits,
-            metrics: Arc::default(),
             state: AtomicU8::new(LOADING),
             loaded: OnceLock::new(),
         }
@@ -73,13 +78,19 @@ impl Server {
         &self.name
     }
 
-    /// Takes the loaded model; requests are answered from here on.
+    /// Takes the loaded model, whose warm-up measured `curve`; requests are answered from here on.
     ///
     /// # Errors
-    /// When the thread that runs it cannot be started.
-    pub fn load(&self, backend: Arc<dyn Backend>) -> std::io::Result<()> {
+    /// When the thread that runs it cannot be started, or batching is asked for and the model
+    /// cannot run several requests at once.
+    pub fn load(&self, backend: Arc<dyn Backend>, curve: Curve) -> Result<(), LoadError> {
         let signature = Signature::of(backend.as_ref());
-        let queue = Queue::start(backend, self.limits, self.metrics.clone())?;
+        if self.policy.batching.is_some() {
+            batchable(&signature).map_err(LoadError::Batching)?;
+        }
+        let waiting = (self.policy.clone(), self.limits);
+        let queue = Queue::start(backend, waiting, curve, self.metrics.clone())
+            .map_err(|error| LoadError::Thread(error.to_string()))?;
         if self.loaded.set(Loaded { signature, queue }).is_ok() {
             let loading = (LOADING, READY);
             let order = Ordering::SeqCst;
@@ -156,21 +167,46 @@ impl Server {
             .ok_or_else(|| InferError::Unavailable(format!("the model {model:?} is loading")))
     }
 
+    /// The OpenMetrics text.
+    pub fn metrics_text(&self) -> String {
+        let (waiting, _) = self.loaded.get().map_or((0, None), |loaded| loaded.queue.waiting());
+        self.metrics.encode(&self.name, waiting)
+    }
+
+    /// What autoscaling reads.
+    pub fn signals(&self) -> Signals {
+        let (queued, oldest) = self.loaded.get().map_or((0, None), |loaded| loaded.queue.waiting());
+        let max = self.policy.batching.as_ref().map_or(1, |batching| batching.max);
+        Signals {
+            ready: self.ready(),
+            in_flight: self.metrics.in_flight(),
+            queued: queued as u64,
+            oldest_queued: oldest.map_or(0.0, |since| since.elapsed().as_secs_f64()),
+            max_batch: u32::try_from(max).unwrap_or(u32::MAX),
+            ..self.metrics.signals.read()
+        }
+    }
+
     /// Runs one inference: the only way to the model, for every protocol.
     ///
     /// # Errors
     /// Whatever is wrong with the request, the queue or the model.
-    pub async fn infer(&self, request: Request) -> Result<Response, InferError> {
+    pub async fn infer(&self, mut request: Request) -> Result<Response, InferError> {
         let loaded = self.loaded(&request.model, &request.version)?;
         loaded.signature.check(&request.inputs, &request.outputs)?;
-        let wanted = if request.outputs.is_empty() {
+        loaded.signature.sort(&mut request.inputs);
+        let names = if request.outputs.is_empty() {
             loaded.signature.outputs.iter().map(|output| output.name.clone()).collect()
         } else {
-            request.outputs
+            request.outputs.clone()
         };
-        let work =
-            Work { inputs: request.inputs, wanted: wanted.clone(), deadline: request.deadline };
+        let work = Work {
+            inputs: request.inputs,
+            wanted: request.outputs,
+            deadline: request.deadline,
+            priority: request.priority,
+        };
         let tensors = loaded.queue.run(work).await?;
-        Ok(Response { outputs: wanted.into_iter().zip(tensors).collect() })
+        Ok(Response { outputs: names.into_iter().zip(tensors).collect() })
     }
 }

@@ -106,11 +106,12 @@ mod tests {
     use lithe::artifact::TensorSignature;
 
     use super::*;
-    use crate::serve::queue::Limits;
+    use crate::serve::queue::{Limits, Policy};
 
     #[test]
     fn a_model_version_or_label_that_is_not_here_is_not_found() {
-        let server = Server::new("m".into(), 1, Limits { requests: 1, bytes: 1 });
+        let server =
+            Server::new("m".into(), 1, Policy::default(), Limits { requests: 1, bytes: 1 });
         let ask = |model: &str, version: Version| {
             Asked { model: model.into(), version, signature: String::new() }.is_here(&server)
         };

@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use lithe::artifact::TensorSignature;
 use lithe::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
 use lithe_worker::runtime::{Options, RuntimeError, Session};
-use lithe_worker::serve::{Backend, Limits, Running, Served, Settings, start};
+use lithe_worker::serve::{Backend, Curve, Limits, Policy, Running, Served, Settings, start};
 use lithe_worker::tensor::Tensor;
 use tonic::transport::Channel;
 
@@ -60,8 +60,23 @@ pub fn identity(element: u8, shape: &[&str]) -> Vec<u8> {
 
 /// A server without a model, on ports of its own.
 pub async fn empty(limits: Limits, max_request_bytes: usize) -> Running {
+    with_policy(limits, max_request_bytes, Policy::default()).await
+}
+
+/// A server without a model whose requests wait as `policy` says.
+pub async fn with_policy(limits: Limits, max_request_bytes: usize, policy: Policy) -> Running {
+    start(settings(limits, max_request_bytes, policy, None)).await.unwrap()
+}
+
+/// Ports of its own.
+pub fn settings(
+    limits: Limits,
+    max_request_bytes: usize,
+    policy: Policy,
+    connection_age: Option<std::time::Duration>,
+) -> Settings {
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    start(Settings {
+    Settings {
         name: "m".into(),
         http: any,
         grpc: any,
@@ -69,9 +84,9 @@ pub async fn empty(limits: Limits, max_request_bytes: usize) -> Running {
         protocols: vec![Served::OpenInference, Served::TensorFlowServing, Served::KServeV1],
         max_request_bytes,
         limits,
-    })
-    .await
-    .unwrap()
+        policy,
+        connection_age,
+    }
 }
 
 pub const LIMITS: Limits = Limits { requests: 256, bytes: 256 << 20 };
@@ -80,7 +95,7 @@ pub const LIMITS: Limits = Limits { requests: 256, bytes: 256 << 20 };
 pub async fn serving(model: &[u8]) -> Running {
     let running = empty(LIMITS, 64 << 20).await;
     let session = Session::load(model, Options::default()).unwrap();
-    running.load(Arc::new(session)).await.unwrap();
+    running.load(Arc::new(session), Curve::default()).await.unwrap();
     running
 }
 
