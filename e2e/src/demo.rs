@@ -139,6 +139,7 @@ pub fn install(cluster: &Cluster, images: &Images) -> Result<()> {
     let named = [
         ("operator.image", &images.operator),
         ("worker.image", &images.worker),
+        ("gateway.image", &images.gateway),
         ("registry.image", &images.registry),
     ];
     for (value, reference) in named {

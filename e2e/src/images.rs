@@ -28,16 +28,18 @@ pub struct Images {
     pub operator: String,
     /// The worker.
     pub worker: String,
+    /// The gateway.
+    pub gateway: String,
     /// The embedded artifact registry.
     pub registry: String,
 }
 
-/// Builds the three images and loads them into the node of the embedded `cluster`.
+/// Builds the four images and loads them into the node of the embedded `cluster`.
 pub fn load(cluster: &Cluster) -> Result<Images> {
     make(cluster, |archive| import(cluster, archive))
 }
 
-/// Builds the three images and pushes them to `registry` (`host[:port]/prefix`).
+/// Builds the four images and pushes them to `registry` (`host[:port]/prefix`).
 pub fn publish(cluster: &Cluster, registry: &str) -> Result<Images> {
     let registry = registry.trim_end_matches('/');
     make(cluster, |archive| {
@@ -72,6 +74,11 @@ fn make(cluster: &Cluster, deliver: impl Fn(&Archive) -> Result<String>) -> Resu
             &[(&binaries.join("lithe-operator"), "lithe-operator")],
         )?,
         worker: deliver(&worker(&base, &binaries)?)?,
+        gateway: image(
+            "gateway",
+            "gateway/Containerfile",
+            &[(&binaries.join("lithe-gateway"), "lithe-gateway")],
+        )?,
         registry: image(
             "registry",
             "e2e/images/registry/Containerfile",
@@ -97,19 +104,24 @@ fn root() -> PathBuf {
 
 /// The folder of the release binaries, built when they are stale.
 pub fn binaries() -> Result<PathBuf> {
-    let step = progress::step("build the operator and the worker");
-    run_logged(
-        cargo().current_dir(root()).args([
-            "build",
-            "--release",
-            "--locked",
-            "--package",
-            "lithe-operator",
-            "--package",
-            "lithe-worker",
-        ]),
-        "cargo-build",
-    )?;
+    release(&["lithe-operator", "lithe-worker", "lithe-gateway"], &[])
+}
+
+/// The folder of release builds, with those of `packages` and `examples` in it.
+pub fn release(packages: &[&str], examples: &[&str]) -> Result<PathBuf> {
+    let step = progress::step(&format!("build {}", packages.join(", ")));
+    let mut build = cargo();
+    build.current_dir(root()).args(["build", "--release", "--locked"]);
+    for package in packages {
+        build.args(["--package", package]);
+    }
+    if !examples.is_empty() {
+        build.arg("--bins");
+    }
+    for example in examples {
+        build.args(["--example", example]);
+    }
+    run_logged(&mut build, "cargo-build")?;
     let metadata = capture(cargo().current_dir(root()).args([
         "metadata",
         "--no-deps",

@@ -110,7 +110,9 @@ async fn connection(
     // Answers are small and wanted at once.
     let _ = stream.set_nodelay(true);
     let service = service_fn(move |request| {
-        let answered = proxy(model.clone(), protocol, request);
+        // On the heap, since it is much larger than what an open stream needs after the head of its
+        // answer, and hyper keeps room for the larger of the two.
+        let answered = Box::pin(proxy(model.clone(), protocol, request));
         async move { Ok::<_, Infallible>(answered.await) }
     });
     let serving = builder.serve_connection(TokioIo::new(stream), service);

@@ -314,7 +314,7 @@ impl Model {
                 .hold
                 .oldest()
                 .map_or(0.0, |since| now.saturating_duration_since(since).as_secs_f64()),
-            cold_start: (cold_start > 0).then(|| cold_start as f64 * 1e-9),
+            cold_start: (cold_start > 0).then_some(cold_start as f64 * 1e-9),
             counters: counts.read(),
             ..Signals::default()
         }

@@ -146,7 +146,6 @@ fn again(call: &Call, failure: Failure, tried: Tried, worker: &Arc<Worker>) -> b
         // Nothing was sent: it costs nobody anything.
         Failure::Unreachable => return true,
         Failure::Unavailable => {
-            call.model.judge(worker, false, now);
             // To be told the same again by the same worker helps nobody.
             let other = call.model.pick(Some(worker), now);
             if other.is_none_or(|other| other.address == worker.address) {
@@ -155,7 +154,12 @@ fn again(call: &Call, failure: Failure, tried: Tried, worker: &Arc<Worker>) -> b
         }
         Failure::NotProcessed | Failure::Broken => {}
     }
-    call.model.budget.lock().unwrap_or_else(PoisonError::into_inner).spend(now)
+    let paid = call.model.budget.lock().unwrap_or_else(PoisonError::into_inner).spend(now);
+    if paid && failure == Failure::Unavailable {
+        // The end of the call speaks of the next worker.
+        call.model.judge(worker, false, now);
+    }
+    paid
 }
 
 fn refused(failed: &Failed, call: &Call) -> Refusal {

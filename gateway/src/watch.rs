@@ -293,3 +293,109 @@ fn join<'a>(
     });
     Configuration { models: joined.collect() }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn endpoints(endpoints: &Value) -> EndpointSlice {
+        serde_json::from_value(json!({
+            "metadata": {"name": "m-workers-x", "namespace": "n", "labels": {
+                "lithe.dev/uid": "u", "lithe.dev/role": "workers", "lithe.dev/revision": "r1"}},
+            "addressType": "IPv4",
+            "endpoints": endpoints,
+            "ports": [{"name": "http", "port": 1}, {"name": "grpc", "port": 2}],
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn conditions_of_an_endpoint_say_where_its_worker_stands() {
+        let rows = [
+            (
+                json!({"ready": true, "serving": true, "terminating": false}),
+                Some(WorkerState::Ready),
+            ),
+            (json!({"ready": false, "serving": false}), Some(WorkerState::Starting)),
+            (
+                json!({"ready": false, "serving": true, "terminating": true}),
+                Some(WorkerState::Draining),
+            ),
+            (json!({"ready": false, "serving": false, "terminating": true}), None),
+            (json!({}), Some(WorkerState::Ready)),
+        ];
+        for (conditions, wanted) in rows {
+            let one = json!([{"addresses": ["10.0.0.1"], "conditions": conditions}]);
+            let read = slice(&endpoints(&one)).unwrap();
+            assert_eq!(read.workers.first().map(|worker| worker.state), wanted, "{conditions}");
+        }
+    }
+
+    #[test]
+    fn workers_are_joined_to_their_model_and_an_odd_address_is_left_out() {
+        let two = json!([{"addresses": ["10.0.0.1"]}, {"addresses": ["not an address"]}]);
+        let read = slice(&endpoints(&two)).unwrap();
+        let told = Model {
+            uid: "u".into(),
+            namespace: "n".into(),
+            name: "m".into(),
+            generation: 3,
+            resource_version: "9".into(),
+            http_port: 20000,
+            grpc_port: 20001,
+            target: None,
+            weights: Vec::new(),
+            workers: Vec::new(),
+        };
+        // The same address in two slices is one worker.
+        let joined = join([told].iter(), [read.clone(), read].iter());
+        let workers = &joined.models.first().unwrap().workers;
+        assert_eq!(workers.len(), 1);
+        let worker = workers.first().unwrap();
+        let ports = (worker.http_port, worker.grpc_port, worker.admin_port);
+        assert_eq!((ports, worker.revision.as_str()), ((1, 2, PORT_ADMIN), "r1"));
+    }
+
+    #[test]
+    fn a_model_counts_once_its_status_gives_it_ports() {
+        let read = |status: Value| {
+            let object = json!({
+                "apiVersion": "lithe.dev/v1alpha1", "kind": "ModelDeployment",
+                "metadata": {"name": "m", "namespace": "n", "uid": "u", "generation": 2, "resourceVersion": "7"},
+                "spec": {"model": {"uri": "pvc://models/m.onnx"}, "scaling": {
+                    "maxReplicas": 2, "latency": {"target": "50ms"}}},
+                "status": status,
+            });
+            model(&serde_json::from_value(object).unwrap())
+        };
+        assert_eq!(read(json!({})), None);
+        assert_eq!(read(json!({"traffic": {"mode": "Direct"}})), None);
+        let told =
+            read(json!({"traffic": {"mode": "Gateway", "httpPort": 20000, "grpcPort": 20001}}));
+        let told = told.unwrap();
+        assert_eq!((told.generation, told.resource_version.as_str()), (2, "7"));
+        assert_eq!((told.http_port, told.grpc_port), (20000, 20001));
+        assert_eq!(told.target, Some("50ms".into()));
+    }
+
+    #[test]
+    fn a_list_replaces_what_was_known_and_only_once_it_is_complete() {
+        let key = |name: &str| ("n".to_owned(), name.to_owned());
+        let mut known = vec![Known::default()];
+        take(&mut known, 0, Change::Begin);
+        take(&mut known, 0, Change::Listed((key("a"), Some(1))));
+        assert!(!known[0].complete && known[0].objects.is_empty());
+        take(&mut known, 0, Change::Complete);
+        take(&mut known, 0, Change::Is((key("b"), Some(2))));
+        take(&mut known, 0, Change::Begin);
+        take(&mut known, 0, Change::Listed((key("b"), Some(3))));
+        assert_eq!(known[0].objects.len(), 2, "half a list takes nothing away");
+        take(&mut known, 0, Change::Complete);
+        assert_eq!(known[0].objects, [(key("b"), Some(3))].into());
+        take(&mut known, 0, Change::Gone(key("b")));
+        assert!(known[0].objects.is_empty());
+    }
+}
