@@ -82,6 +82,12 @@ pub const PATH_MODEL_CREDENTIALS: &str = "/etc/lithe/model-credentials";
 pub const PATH_DATA_CREDENTIALS: &str = "/etc/lithe/data-credentials";
 /// Where a pod mounts the artifact store's credentials, one file per key.
 pub const PATH_STORE_CREDENTIALS: &str = "/etc/lithe/store-credentials";
+/// Where a pod mounts its TLS identity: `tls.crt`, `tls.key`.
+pub const PATH_TLS: &str = "/etc/lithe/tls";
+/// Where a pod mounts the authority of its clients: `ca.crt`.
+pub const PATH_TLS_CLIENT_CA: &str = "/etc/lithe/tls-client-ca";
+/// Where a pod mounts the tokens of its clients, one file per token.
+pub const PATH_TOKENS: &str = "/etc/lithe/tokens";
 /// The only place where a pod may write.
 pub const PATH_SCRATCH: &str = "/tmp";
 

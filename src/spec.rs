@@ -325,6 +325,36 @@ pub struct Runtime {
     /// The largest request, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_request_size: Option<ByteSize>,
+    /// Speak the protocols over TLS. Probes and metrics stay on a port of their own, without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
+    /// Let in only who has a token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth: Option<Auth>,
+}
+
+/// TLS from Secrets of the same namespace, which pods mount; a renewed certificate is taken without
+/// a restart.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Tls {
+    /// The Secret with `tls.crt` and `tls.key`, as cert-manager makes it.
+    #[schemars(length(min = 1, max = 253))]
+    pub secret_name: String,
+    /// The Secret with `ca.crt`: only clients with a certificate of this authority are let in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub client_ca_secret_name: Option<String>,
+}
+
+/// Bearer tokens from a Secret of the same namespace, which pods mount; changes are taken without a
+/// restart.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Auth {
+    /// The Secret whose every value is a token that lets its bearer in.
+    #[schemars(length(min = 1, max = 253))]
+    pub token_secret_name: String,
 }
 
 /// What executes the model.

@@ -225,8 +225,9 @@ fn job(
 fn address(observed: &Observed) -> Address {
     let model = observed.model.as_ref();
     let host = format!("{}.{}.svc", service::name(model), model.namespace().unwrap_or_default());
+    let scheme = if model.spec.runtime.tls.is_some() { "https" } else { "http" };
     Address {
-        http: format!("http://{host}:{}", service::HTTP),
+        http: format!("{scheme}://{host}:{}", service::HTTP),
         grpc: format!("{host}:{PORT_GRPC}"),
     }
 }

@@ -2,6 +2,7 @@
 //! say ready once the model is loaded and warm, and drain on SIGTERM so that nothing is lost.
 
 mod admin;
+mod auth;
 mod classification;
 pub mod decoders;
 mod describe;
@@ -19,10 +20,12 @@ mod protocols;
 mod queue;
 mod repository;
 mod rest;
+mod security;
 mod server;
 mod settings;
 mod signals;
 mod tfs;
+mod tls;
 mod warm;
 
 use std::net::SocketAddr;
@@ -36,12 +39,14 @@ use tokio::task::JoinHandle;
 use tonic_health::server::HealthReporter;
 
 pub use error::InferError;
+use listen::Port;
 pub use load::{LoadError, Source};
 pub use metrics::{Metrics, Protocol};
 pub use model::{Backend, Signature};
 pub use options::Options;
 pub use protocols::Served;
 pub use queue::{Batching, Curve, Limits, OnTimeout, Policy};
+pub use security::{Folders, Security, SecurityError};
 pub use server::{Request, Response, Server};
 
 /// The server's name in its metadata.
@@ -73,6 +78,8 @@ pub struct Settings {
     pub admin: SocketAddr,
     /// The protocols that are spoken.
     pub protocols: Vec<Served>,
+    /// Who may speak to them.
+    pub security: Folders,
     /// The most bytes of one request.
     pub max_request_bytes: usize,
     /// How much may wait for the model.
@@ -111,6 +118,9 @@ pub enum ServeError {
     /// The descriptors of the protocol are broken.
     #[error("start reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
+    /// The ports cannot be secured as declared.
+    #[error("secure the ports: {0}")]
+    Security(#[from] SecurityError),
     /// The model cannot be served.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -126,6 +136,8 @@ pub struct Running {
     pub admin: SocketAddr,
     /// The state that the protocols share.
     pub server: Arc<Server>,
+    /// What secures them.
+    pub security: Security,
     health: HealthReporter,
     served: Vec<Served>,
     stop: watch::Sender<bool>,
@@ -143,6 +155,7 @@ async fn bind(what: &'static str, address: SocketAddr) -> Result<TcpListener, Se
 /// When an address is taken, or a thread cannot be started.
 pub async fn start(settings: Settings) -> Result<Running, ServeError> {
     let Settings { name, http, grpc, admin, protocols, max_request_bytes, .. } = settings;
+    let security = Security::open(settings.security)?;
     let http = bind("HTTP", http).await?;
     let grpc = bind("gRPC", grpc).await?;
     let admin = bind("admin", admin).await?;
@@ -152,25 +165,28 @@ pub async fn start(settings: Settings) -> Result<Running, ServeError> {
     let age = settings.connection_age;
     let (grpc_router, health) = grpc::router(server.clone(), protocols.clone()).await?;
     admin_thread(admin.into_std()?, server.clone())?;
+    tokio::spawn(security.clone().follow(stopped.clone()));
     let http_router = rest::router(server.clone(), protocols.clone());
-    let ports = [
-        tokio::spawn(listen::listen(http, http_router, age, stopped.clone())),
-        tokio::spawn(listen::listen(grpc, grpc_router, age, stopped)),
-    ];
+    let port = |listener, router| {
+        let router = auth::guard(router, security.tokens.clone());
+        let port = Port { router, age, tls: security.tls.clone() };
+        tokio::spawn(listen::listen(listener, port, stopped.clone()))
+    };
+    let ports = [port(http, http_router), port(grpc, grpc_router)];
     let (http, grpc, admin) = addresses;
     let served = protocols;
-    Ok(Running { http, grpc, admin, server, health, served, stop, protocols: ports })
+    Ok(Running { http, grpc, admin, server, security, health, served, stop, protocols: ports })
 }
 
 /// Probes are answered by a thread that does nothing else, until the process ends.
 fn admin_thread(listener: std::net::TcpListener, server: Arc<Server>) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let router = admin::router(server);
+    let port = Port { router: admin::router(server), age: None, tls: None };
     std::thread::Builder::new().name("admin".into()).spawn(move || {
         runtime.block_on(async move {
             let (_open, stop) = watch::channel(false);
             match TcpListener::from_std(listener) {
-                Ok(listener) => listen::listen(listener, router, None, stop).await,
+                Ok(listener) => listen::listen(listener, port, stop).await,
                 Err(error) => tracing::error!(%error, "listen for probes"),
             }
         });

@@ -14,7 +14,8 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt as _;
 use lithe::names::{
     ANNOTATION_ARTIFACT, ANNOTATION_DIGEST, ANNOTATION_REQUEST, CONTAINER_SERVE, LABEL_ROLE,
-    PATH_STORE_CREDENTIALS, PORT_ADMIN, PORT_GRPC, PORT_HTTP, ROLE_SERVE,
+    PATH_STORE_CREDENTIALS, PATH_TLS, PATH_TLS_CLIENT_CA, PATH_TOKENS, PORT_ADMIN, PORT_GRPC,
+    PORT_HTTP, ROLE_SERVE,
 };
 use lithe::spec::{ModelDeployment, TrafficMode};
 use lithe::status::ArtifactStatus;
@@ -103,6 +104,11 @@ fn pod_spec(model: &ModelDeployment, artifact: &ArtifactStatus, config: &Config)
         volumes.push(volume);
         mounts.push(mount);
     }
+    for (name, secret, _, path) in secrets(model) {
+        let (volume, mount) = pod::secret(name, secret, path);
+        volumes.push(volume);
+        mounts.push(mount);
+    }
     container.volume_mounts = Some(mounts);
     container.resources = Some(resources(model, artifact));
     container.ports = Some(vec![
@@ -130,6 +136,22 @@ fn pod_spec(model: &ModelDeployment, artifact: &ArtifactStatus, config: &Config)
     spec
 }
 
+/// The Secrets of `model` that secure its ports: volume, Secret, the worker's flag, path.
+fn secrets(model: &ModelDeployment) -> Vec<(&'static str, &str, &'static str, &'static str)> {
+    let runtime = &model.spec.runtime;
+    let mut secrets = Vec::new();
+    if let Some(tls) = &runtime.tls {
+        secrets.push(("tls", tls.secret_name.as_str(), "--tls", PATH_TLS));
+        if let Some(ca) = &tls.client_ca_secret_name {
+            secrets.push(("tls-client-ca", ca.as_str(), "--tls-client-ca", PATH_TLS_CLIENT_CA));
+        }
+    }
+    if let Some(auth) = &runtime.auth {
+        secrets.push(("tokens", auth.token_secret_name.as_str(), "--tokens", PATH_TOKENS));
+    }
+    secrets
+}
+
 fn arguments(model: &ModelDeployment, artifact: &ArtifactStatus, config: &Config) -> Vec<String> {
     let mut arguments: Vec<String> = vec![
         "serve".into(),
@@ -151,6 +173,9 @@ fn arguments(model: &ModelDeployment, artifact: &ArtifactStatus, config: &Config
     }
     if let Some(threads) = model.spec.runtime.threads {
         arguments.extend(["--threads".into(), threads.to_string()]);
+    }
+    for (_, _, flag, path) in secrets(model) {
+        arguments.extend([flag.to_owned(), path.to_owned()]);
     }
     let protocols = &model.spec.runtime.protocols;
     if !protocols.is_empty() {

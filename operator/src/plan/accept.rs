@@ -83,6 +83,10 @@ fn serving(spec: &ModelDeploymentSpec, refuse: &mut impl FnMut(&str, String)) {
     if runtime.batching.is_some() {
         refuse("spec.runtime.batching", "batching is not there yet; remove it".into());
     }
+    if runtime.tls.is_some() && spec.traffic_mode() == TrafficMode::Gateway {
+        let seen = "the gateway asks its pods without TLS; set traffic.mode: Direct";
+        refuse("spec.runtime.tls", seen.into());
+    }
     if spec.rollout.strategy == RolloutStrategy::Canary {
         refuse("spec.rollout.strategy", "Canary is not there yet; use RollingUpdate".into());
     }
@@ -179,7 +183,10 @@ compression:
   - quantize: {mode: WeightOnly, bits: 4, blockSize: 64}
   - quantize: {mode: Float16}
   gates: {metric: Agreement, minimum: 0.99}
-runtime: {protocols: [OpenInference, TensorFlowServing, KServeV1]}
+runtime:
+  protocols: [OpenInference, TensorFlowServing, KServeV1]
+  tls: {secretName: a, clientCaSecretName: b}
+  auth: {tokenSecretName: c}
 scaling: {minReplicas: 2}
 traffic: {mode: Direct}
 ";
@@ -199,7 +206,7 @@ compression:
   - quantize: {mode: Static, calibration: Entropy, convolutions: Keep}
   - quantize: {mode: WeightOnly, bits: 5, blockSize: 48}
   objective: {minimise: Size}
-runtime: {engine: TensorRT, batching: {maxBatchSize: 8}}
+runtime: {engine: TensorRT, batching: {maxBatchSize: 8}, tls: {secretName: a}}
 scaling: {minReplicas: 0, maxReplicas: 3, latency: {target: 50ms}}
 traffic: {mode: Gateway}
 rollout: {strategy: Canary, analysis: {}}
@@ -222,6 +229,7 @@ rollout: {strategy: Canary, analysis: {}}
                 "spec.compression.steps[4].quantize.mode",
                 "spec.runtime.engine",
                 "spec.runtime.batching",
+                "spec.runtime.tls",
                 "spec.rollout.strategy",
                 "spec.rollout.analysis",
             ]

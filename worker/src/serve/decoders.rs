@@ -49,7 +49,7 @@ pub fn open_inference_grpc(message: Bytes) -> Result<Inputs, InferError> {
 /// # Errors
 /// What a client would be told.
 pub fn tensorflow_rest(body: &[u8], signature: &Signature) -> Result<Inputs, InferError> {
-    tfs::rest::decode(body, signature)
+    tfs::rest::decode(body, signature, LIMIT)
 }
 
 /// The message of TensorFlow Serving over gRPC.

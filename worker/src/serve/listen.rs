@@ -17,10 +17,14 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
 use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 use tower::Service;
+
+use super::tls::Identity;
 
 /// Connections of one port: each costs some 20 KiB while idle.
 const CONNECTIONS: usize = 4096;
@@ -40,15 +44,22 @@ const CONNECTION_WINDOW: u32 = 8 << 20;
 /// How long a peer may leave what was sent to it unread: what it holds up then is freed.
 const UNREAD: Duration = Duration::from_secs(60);
 
-/// Serves `router` on `listener` until `stop` becomes true and the last connection has ended.
-/// A connection older than about `age` is asked to come anew, after its requests are answered.
+/// How long a peer may take for the handshake of TLS.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// What is served on a port.
+pub struct Port {
+    /// The routes.
+    pub router: Router,
+    /// A connection older than about this is asked to come anew, after its requests are answered.
+    pub age: Option<Duration>,
+    /// The identity with which TLS is spoken, where it is.
+    pub tls: Option<Arc<Identity>>,
+}
+
+/// Serves `port` on `listener` until `stop` becomes true and the last connection has ended.
 /// Dropping the future closes what is left at once.
-pub async fn listen(
-    listener: TcpListener,
-    router: Router,
-    age: Option<Duration>,
-    mut stop: watch::Receiver<bool>,
-) {
+pub async fn listen(listener: TcpListener, port: Port, mut stop: watch::Receiver<bool>) {
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS).max_buf_size(256 << 10);
     builder
@@ -61,7 +72,7 @@ pub async fn listen(
         .initial_connection_window_size(CONNECTION_WINDOW)
         .keep_alive_interval(PING)
         .keep_alive_timeout(PING);
-    let served = Arc::new((builder, router));
+    let served = Arc::new((builder, port));
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
@@ -70,12 +81,12 @@ pub async fn listen(
             Some(_) = connections.join_next() => continue,
             () = stopped(&mut stop) => break,
         };
-        connections.spawn(connection(served.clone(), accepted, age.map(jittered), stop.clone()));
+        connections.spawn(connection(served.clone(), accepted, stop.clone()));
     }
     // Who connected already, and was not accepted yet, is served as well.
     while let Ok(accepted) = tokio::time::timeout(Duration::ZERO, accept(&listener, &places)).await
     {
-        connections.spawn(connection(served.clone(), accepted, age.map(jittered), stop.clone()));
+        connections.spawn(connection(served.clone(), accepted, stop.clone()));
     }
     // No more connections; those that are open end by themselves.
     drop(listener);
@@ -147,19 +158,35 @@ impl Service<Request<Incoming>> for Aging {
 }
 
 async fn connection(
-    served: Arc<(Builder<TokioExecutor>, Router)>,
+    served: Arc<(Builder<TokioExecutor>, Port)>,
     (stream, _place): Accepted,
-    age: Option<Duration>,
-    mut stop: watch::Receiver<bool>,
+    stop: watch::Receiver<bool>,
 ) {
     // Answers are small and wanted at once.
     let _ = stream.set_nodelay(true);
     if let Err(error) = SockRef::from(&stream).set_tcp_user_timeout(Some(UNREAD)) {
         tracing::debug!(%error, "bound the time of a slow reader");
     }
-    let (builder, router) = &*served;
+    let (builder, port) = &*served;
+    let Some(identity) = &port.tls else { return serve(builder, port, stream, stop).await };
+    let handshake = TlsAcceptor::from(identity.config()).accept(stream);
+    match tokio::time::timeout(HANDSHAKE, handshake).await {
+        Ok(Ok(stream)) => serve(builder, port, stream, stop).await,
+        // A peer that is not let in is no event of ours.
+        Ok(Err(error)) => tracing::debug!(%error, "handshake"),
+        Err(_) => tracing::debug!("a handshake took longer than {HANDSHAKE:?}"),
+    }
+}
+
+async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+    builder: &Builder<TokioExecutor>,
+    port: &Port,
+    stream: S,
+    mut stop: watch::Receiver<bool>,
+) {
     let told = Arc::new(Told::default());
-    let aging = Aging { router: router.clone(), told: told.clone() };
+    let age = port.age.map(jittered);
+    let aging = Aging { router: port.router.clone(), told: told.clone() };
     let serving = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(aging));
     tokio::pin!(serving);
     let ended = tokio::select! {

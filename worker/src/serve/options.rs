@@ -10,7 +10,7 @@ use lithe::names::{PORT_ADMIN, PORT_GRPC, PORT_HTTP};
 use super::load::Source;
 use super::protocols::Served;
 use super::queue::{Batching, Limits, OnTimeout, Policy};
-use super::{Drain, Settings};
+use super::{Drain, Folders, Settings};
 
 /// What is served, and how.
 #[derive(Args, Clone, Debug)]
@@ -42,6 +42,15 @@ pub struct Options {
     /// Address of /livez, /readyz, /metrics and /signals.
     #[arg(long, value_name = "ADDRESS", default_value_t = local(PORT_ADMIN))]
     pub admin: SocketAddr,
+    /// A folder with tls.crt and tls.key: the protocols are spoken over TLS.
+    #[arg(long, value_name = "DIR", value_parser = crate::process::absolute)]
+    pub tls: Option<PathBuf>,
+    /// A folder with ca.crt: only clients with a certificate of it are let in.
+    #[arg(long, value_name = "DIR", value_parser = crate::process::absolute, requires = "tls")]
+    pub tls_client_ca: Option<PathBuf>,
+    /// A folder with bearer tokens, one in each file: requests need one of them.
+    #[arg(long, value_name = "DIR", value_parser = crate::process::absolute)]
+    pub tokens: Option<PathBuf>,
     /// Threads of one inference; what affinity and the cgroup's quota allow by default.
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
@@ -107,6 +116,11 @@ impl Options {
             grpc: self.grpc,
             admin: self.admin,
             protocols: self.protocols.clone(),
+            security: Folders {
+                tls: self.tls.clone(),
+                client_ca: self.tls_client_ca.clone(),
+                tokens: self.tokens.clone(),
+            },
             max_request_bytes: self.max_request_bytes,
             limits: Limits {
                 requests: self.max_queue,

@@ -9,7 +9,9 @@ use std::sync::{Arc, Condvar, Mutex};
 use lithe::artifact::TensorSignature;
 use lithe::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
 use lithe_worker::runtime::{Options, RuntimeError, Session};
-use lithe_worker::serve::{Backend, Curve, Limits, Policy, Running, Served, Settings, start};
+use lithe_worker::serve::{
+    Backend, Curve, Folders, Limits, Policy, Running, Served, Settings, start,
+};
 use lithe_worker::tensor::Tensor;
 use tonic::transport::Channel;
 
@@ -82,6 +84,7 @@ pub fn settings(
         grpc: any,
         admin: any,
         protocols: vec![Served::OpenInference, Served::TensorFlowServing, Served::KServeV1],
+        security: Folders::default(),
         max_request_bytes,
         limits,
         policy,

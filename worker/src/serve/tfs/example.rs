@@ -36,19 +36,30 @@ impl From<Option<serving::Input>> for Examples {
 }
 
 impl Examples {
-    /// The model's inputs, one row for each example.
+    /// The model's inputs, one row for each example and at most `limit` bytes in all: features of
+    /// the context are repeated, so a small message may ask for a large tensor.
     ///
     /// # Errors
-    /// [`InferError::Invalid`] naming the example and the feature.
-    pub fn inputs(&self, signature: &Signature) -> Result<Vec<(String, Tensor)>, InferError> {
+    /// [`InferError::Invalid`] naming the example and the feature, [`InferError::TooLarge`].
+    pub fn inputs(
+        &self,
+        signature: &Signature,
+        limit: usize,
+    ) -> Result<Vec<(String, Tensor)>, InferError> {
         if self.rows.is_empty() {
             return Err(InferError::Invalid("Input is empty: there are no examples".into()));
         }
-        let input = |known| self.input(known).map(|tensor| (known.name.clone(), tensor));
-        signature.inputs.iter().map(input).collect()
+        let mut left = limit;
+        let mut inputs = Vec::with_capacity(signature.inputs.len());
+        for known in &signature.inputs {
+            let tensor = self.input(known, left)?;
+            left = left.saturating_sub(tensor.data().len());
+            inputs.push((known.name.clone(), tensor));
+        }
+        Ok(inputs)
     }
 
-    fn input(&self, known: &TensorSignature) -> Result<Tensor, InferError> {
+    fn input(&self, known: &TensorSignature, limit: usize) -> Result<Tensor, InferError> {
         let name = &known.name;
         let invalid = |text: String| InferError::Invalid(format!("feature {name:?}: {text}"));
         let datatype = Datatype::from_name(&known.datatype)
@@ -61,6 +72,11 @@ impl Examples {
                 .ok_or_else(|| invalid(format!("example {index} does not have it")))?;
             let count = append(&mut data, datatype, feature)
                 .map_err(|error| invalid(format!("example {index}: {error}")))?;
+            if data.len() > limit {
+                return Err(InferError::TooLarge(format!(
+                    "feature {name:?}: the examples take more than the {limit} bytes that are left of a request"
+                )));
+            }
             if *width.get_or_insert(count) != count {
                 return Err(invalid(format!(
                     "example {index} has {count} values, the first has {}",
@@ -200,7 +216,7 @@ mod tests {
         };
         let context = Some(example(vec![("c", floats(&[1.0; 4])), ("n", whole(&[9]))]));
         let examples = Examples { rows: vec![row(1.0), row(f32::NAN), row(3.0)], context };
-        let inputs = examples.inputs(&signature).unwrap();
+        let inputs = examples.inputs(&signature, 1 << 10).unwrap();
         let shapes: Vec<_> = inputs.iter().map(|(name, t)| (name.as_str(), t.shape())).collect();
         assert_eq!(shapes, [("x", &[3, 2][..]), ("n", &[3]), ("s", &[3, 1]), ("c", &[3, 2, 2])]);
         let values = |index: usize| inputs.get(index).unwrap().1.to_f64().unwrap();
@@ -223,15 +239,21 @@ mod tests {
         for (datatype, shape, features, words) in cases {
             let rows = features.into_iter().map(|feature| example(vec![("x", feature)])).collect();
             let examples = Examples { rows, context: None };
-            let error =
-                examples.inputs(&signature(&[("x", datatype, shape)])).unwrap_err().to_string();
+            let error = examples
+                .inputs(&signature(&[("x", datatype, shape)]), 1 << 10)
+                .unwrap_err()
+                .to_string();
             assert!(error.contains("\"x\"") && error.contains(words), "{error}: {words}");
         }
         let signature = signature(&[("x", "FP32", &[-1])]);
-        let none = Examples::default().inputs(&signature).unwrap_err().to_string();
+        let none = Examples::default().inputs(&signature, 1 << 10).unwrap_err().to_string();
         assert!(none.contains("Input is empty"), "{none}");
+        let context = Some(example(vec![("x", floats(&[1.0; 64]))]));
+        let repeated = Examples { rows: vec![Example::default(); 1000], context };
+        let error = repeated.inputs(&signature, 1 << 10).unwrap_err();
+        assert!(matches!(error, InferError::TooLarge(_)), "{error}");
         let lacks = Examples { rows: vec![example(vec![])], context: None };
-        let error = lacks.inputs(&signature).unwrap_err().to_string();
+        let error = lacks.inputs(&signature, 1 << 10).unwrap_err().to_string();
         assert!(error.contains("example 0 does not have it"), "{error}");
     }
 }

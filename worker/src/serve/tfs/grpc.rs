@@ -100,7 +100,7 @@ impl Service {
         let signature = asked.signature(&self.server)?;
         let classifier = Classifier::of(signature)?;
         let examples = Examples::from(input);
-        let inputs = examples.inputs(signature)?;
+        let inputs = examples.inputs(signature, self.server.max_request_bytes)?;
         let response = self.infer(inputs, classifier.outputs(), deadline).await?;
         classifier.read(&response, examples.rows.len())
     }
@@ -115,7 +115,7 @@ impl Service {
         let signature = asked.signature(&self.server)?;
         let output = result::regression(signature)?;
         let examples = Examples::from(input);
-        let inputs = examples.inputs(signature)?;
+        let inputs = examples.inputs(signature, self.server.max_request_bytes)?;
         let response = self.infer(inputs, vec![output.clone()], deadline).await?;
         result::regressions(&response, &output, examples.rows.len())
     }
@@ -150,7 +150,7 @@ impl Service {
             }
         }
         let examples = Examples::from(request.input);
-        let inputs = examples.inputs(signature)?;
+        let inputs = examples.inputs(signature, self.server.max_request_bytes)?;
         let mut outputs = classifier.as_ref().map(Classifier::outputs).unwrap_or_default();
         outputs.extend(
             regression.iter().filter(|name| !outputs.contains(name)).cloned().collect::<Vec<_>>(),

@@ -142,14 +142,14 @@ impl Api {
             Act::Classify => {
                 let classifier = Classifier::of(signature)?;
                 let examples = message.examples()?;
-                let inputs = examples.inputs(signature)?;
+                let inputs = examples.inputs(signature, self.server.max_request_bytes)?;
                 let response = self.infer(inputs, classifier.outputs(), deadline).await?;
                 classes(&classifier.read(&response, examples.rows.len())?)
             }
             Act::Regress => {
                 let output = result::regression(signature)?;
                 let examples = message.examples()?;
-                let inputs = examples.inputs(signature)?;
+                let inputs = examples.inputs(signature, self.server.max_request_bytes)?;
                 let response = self.infer(inputs, vec![output.clone()], deadline).await?;
                 numbers(&result::regressions(&response, &output, examples.rows.len())?)
             }
@@ -188,15 +188,19 @@ struct Message<'a> {
     context: Option<&'a RawValue>,
 }
 
-/// The inputs in `body`, whichever request it is.
+/// The inputs in `body`, whichever request it is, of at most `limit` bytes where it repeats any.
 ///
 /// # Errors
 /// [`InferError::Invalid`].
-pub fn decode(body: &[u8], signature: &Signature) -> Result<Vec<(String, Tensor)>, InferError> {
+pub fn decode(
+    body: &[u8],
+    signature: &Signature,
+    limit: usize,
+) -> Result<Vec<(String, Tensor)>, InferError> {
     let mut marked = Vec::new();
     let message = Message::read(body, &mut marked)?;
     match message.examples {
-        Some(_) => message.examples()?.inputs(signature),
+        Some(_) => message.examples()?.inputs(signature, limit),
         None => message.inputs(signature).map(|(inputs, _)| inputs),
     }
 }
