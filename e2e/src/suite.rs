@@ -88,7 +88,8 @@ fn on_cluster(cluster: &Cluster, root: &Path, cargo: impl Fn() -> Command) -> Re
     }
     original(cluster)?;
     // One after the other: each has the node for itself.
-    run_visible(tests("story")?.arg("--test-threads=1"))
+    run_visible(tests("story")?.arg("--test-threads=1"))?;
+    run_visible(tests("scaling")?.args(["--test-threads=1", "--nocapture"]))
 }
 
 /// A model that is served as it is, asked by clients of every protocol.

@@ -59,6 +59,22 @@ async fn admission_refuses_what_can_never_be_right() {
             "needs something that scales",
         ),
         (
+            json!({"model": {"uri": "pvc://m/a.onnx"}, "scaling": {"minReplicas": 0}}),
+            "needs something that starts a pod again",
+        ),
+        (
+            json!({"model": {"uri": "pvc://m/a.onnx"}, "scaling": {"minReplicas": 0, "latency": {"target": "50ms"}}, "traffic": {"mode": "Direct"}}),
+            "needs the gateway, which keeps requests",
+        ),
+        (
+            json!({"model": {"uri": "pvc://m/a.onnx"}, "scaling": {"mode": "Latency"}}),
+            "mode: Latency needs the target",
+        ),
+        (
+            json!({"model": {"uri": "pvc://m/a.onnx"}, "scaling": {"latency": {"target": "50ms"}, "holdFor": "1s"}}),
+            "must be between 5s and 24h",
+        ),
+        (
             json!({"model": {"uri": "pvc://m/a.onnx"}, "rollout": {"steps": ["10%"]}}),
             "steps belong to strategy: Canary",
         ),

@@ -5,11 +5,6 @@
 
 mod support;
 
-use std::io::{Read as _, Write as _};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
-
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Pod, Secret, Service};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
@@ -19,6 +14,7 @@ use lithe::spec::ModelDeployment;
 use lithe::status::Phase;
 use serde_json::{Value, json};
 
+use support::load::Load;
 use support::{Place, condition, variable};
 
 const DEMO: &str = "lithe-demo";
@@ -201,55 +197,6 @@ async fn a_job_that_is_killed_for_memory_says_what_to_raise() {
     place.models().delete("hungry", &DeleteParams::default()).await.unwrap();
 }
 
-/// Asks a served model again and again, each time on a new connection, and notes what failed.
-struct Prober {
-    stop: Arc<AtomicBool>,
-    thread: std::thread::JoinHandle<(usize, Vec<String>)>,
-}
-
-impl Prober {
-    fn start(address: String, model: &str) -> Self {
-        let zeros = vec!["0"; 2048].join(",");
-        let body = format!(
-            r#"{{"inputs":[{{"name":"bytes","datatype":"INT32","shape":[1,2048],"data":[{zeros}]}}]}}"#
-        );
-        let request = format!(
-            "POST /v2/models/{model}/infer HTTP/1.1\r\nHost: {model}\r\nConnection: close\r\n\
-             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let thread = std::thread::spawn(move || {
-            let (mut count, mut failed) = (0, Vec::new());
-            while !stopped.load(Ordering::Relaxed) {
-                count += 1;
-                match ask(&address, &request) {
-                    Ok(answer) if answer.starts_with("HTTP/1.1 200") => {}
-                    Ok(answer) => failed.push(answer.lines().next().unwrap_or_default().to_owned()),
-                    Err(error) => failed.push(error.to_string()),
-                }
-            }
-            (count, failed)
-        });
-        Self { stop, thread }
-    }
-
-    fn end(self) -> (usize, Vec<String>) {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap()
-    }
-}
-
-fn ask(address: &str, request: &str) -> std::io::Result<String> {
-    let mut stream = std::net::TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-    stream.write_all(request.as_bytes())?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    Ok(text)
-}
-
 #[tokio::test]
 async fn through_a_failed_gate_a_rollout_and_a_return_no_request_fails() {
     let place = Place::existing(DEMO).await;
@@ -260,7 +207,7 @@ async fn through_a_failed_gate_a_rollout_and_a_return_no_request_fails() {
         place.until("steady", "the first rollout", |m| phase(m) == Some(Phase::Serving)).await;
     let service = place.api::<Service>().get("steady").await.unwrap();
     let address = service.spec.unwrap().cluster_ip.unwrap();
-    let prober = Prober::start(format!("{address}:80"), "steady");
+    let load = Load::start(&format!("{address}:80"), "steady", 1);
 
     // A gate that cannot hold: it is named, and what was served is served.
     let gates = json!({"metric": "Agreement", "minimum": 0.97, "maxSize": "1k"});
@@ -296,7 +243,7 @@ async fn through_a_failed_gate_a_rollout_and_a_return_no_request_fails() {
     let after = jobs(&place, "steady").await;
     assert!(after.iter().all(|uid| before.contains(uid)), "{before:?} became {after:?}");
 
-    let (count, failures) = prober.end();
+    let (count, failures) = load.end();
     println!("{count} requests during two rollouts and a failed gate, {} failed", failures.len());
     assert!(count > 50, "only {count} requests");
     assert_eq!(failures, Vec::<String>::new());

@@ -4,6 +4,7 @@
 //! What is told of it changes only with something material: a model at rest is not written.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -40,9 +41,21 @@ struct Entry {
     seen: scale::Figures,
     told: Arc<Scaled>,
     told_at: f64,
+    took: Duration,
     wanted: u32,
     in_flight: u64,
     queued: u64,
+}
+
+/// What became of answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// What is told changed.
+    Changed,
+    /// It did not.
+    Same,
+    /// Newer ones were there already.
+    TooLate,
 }
 
 /// The figures of one model for `/metrics`.
@@ -107,18 +120,21 @@ impl Measured {
         *self.inner() = Inner::default();
     }
 
-    /// Takes in what was seen of `model` at `now` (of a clock that never goes back). Says
-    /// whether what is told changed.
+    /// Takes in what was seen of `model` during `when`. What was asked before the last answers were
+    /// taken in comes too late: its counters would seem to have gone back.
     pub fn take(
         &self,
         model: &ModelDeployment,
         spec: &scale::Spec,
         observation: &Observation,
-        now: Duration,
-    ) -> bool {
+        when: Range<Duration>,
+    ) -> Taken {
         let mut inner = self.inner();
         let uid = model.uid().unwrap_or_default();
-        let old = inner.models.remove(&uid);
+        if inner.models.get(&uid).is_some_and(|known| when.start < known.took) {
+            return Taken::TooLate;
+        }
+        let (old, now) = (inner.models.remove(&uid), when.end);
         let (state, before) = match old {
             Some(entry) => (entry.state, Some((entry.told, entry.told_at))),
             None => (scale::State::new(spec, now, None), None),
@@ -144,12 +160,13 @@ impl Measured {
             seen: explanation.figures,
             told,
             told_at,
+            took: now,
             wanted: decision.replicas,
             in_flight: sum(|signals| signals.in_flight),
             queued: sum(|signals| signals.queued),
         };
         inner.models.insert(uid, entry);
-        changed
+        if changed { Taken::Changed } else { Taken::Same }
     }
 
     /// The figures of all models.
@@ -307,6 +324,26 @@ mod tests {
             assert_eq!(since, if changes { now } else { at });
             assert_eq!(Arc::ptr_eq(&next, &told), !changes);
         }
+    }
+
+    #[test]
+    fn answers_that_were_overtaken_are_no_news() {
+        let model = serde_json::json!({
+            "metadata": {"name": "m", "uid": "u"},
+            "spec": {"model": {"uri": "pvc://m/a.onnx"}, "scaling": {"latency": {"target": "50ms"}}},
+        });
+        let model: ModelDeployment = serde_json::from_value(model).unwrap();
+        let caches = crate::observe::Caches::default();
+        let observed = crate::observe::observe(&caches, Arc::new(model.clone()));
+        let spec = crate::plan::observation::spec(&observed).unwrap();
+        let measured = Measured::default();
+        let take = |from, to| {
+            let when = Duration::from_secs(from)..Duration::from_secs(to);
+            measured.take(&model, &spec, &Observation::default(), when)
+        };
+        assert_eq!(take(10, 12), Taken::Changed);
+        assert_eq!(take(11, 13), Taken::TooLate);
+        assert_eq!(take(12, 13), Taken::Same);
     }
 
     #[test]

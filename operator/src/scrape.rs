@@ -28,6 +28,7 @@ use tokio::time::MissedTickBehavior;
 use crate::cache::key;
 use crate::controller::Context;
 use crate::gateways::addresses;
+use crate::measured::Taken;
 use crate::observe::observe;
 use crate::plan::observation::{Answers, observation, spec};
 use crate::queue::Priority;
@@ -128,26 +129,31 @@ impl Asker {
         }
     }
 
-    /// One round about `models`.
-    async fn measure(&self, models: &[Arc<ModelDeployment>], gateways: &[String]) {
+    /// One round about `models`. Says whether another round overtook it.
+    async fn measure(&self, models: &[Arc<ModelDeployment>], gateways: &[String]) -> bool {
         let scaled: Vec<&Arc<ModelDeployment>> = models
             .iter()
             .filter(|model| model.spec.scaling.latency.is_some())
             .filter(|model| model.spec.scaling.mode() != ScalingMode::Fixed)
             .collect();
         if scaled.is_empty() {
-            return;
+            return false;
         }
+        let began = self.began.elapsed();
         let answers = self.answers(&scaled, gateways).await;
+        let mut overtaken = false;
         for model in scaled {
             let observed = observe(&self.context.caches, Arc::clone(model));
             let seen = observation(&observed, &answers);
             let Some(spec) = spec(&observed) else { continue };
-            let now = self.began.elapsed();
-            if self.context.measured.take(model, &spec, &seen, now) {
-                self.context.queue.push(key(model.as_ref()), Priority::Urgent);
+            let when = began..self.began.elapsed();
+            match self.context.measured.take(model, &spec, &seen, when) {
+                Taken::Changed => self.context.queue.push(key(model.as_ref()), Priority::Urgent),
+                Taken::Same => {}
+                Taken::TooLate => overtaken = true,
             }
         }
+        overtaken
     }
 
     async fn answers(&self, models: &[&Arc<ModelDeployment>], gateways: &[String]) -> Answers {
@@ -213,7 +219,10 @@ impl Asker {
             let waiting = demand.waiting.iter().filter(|waiting| waiting.requests > 0);
             let models: Vec<Arc<ModelDeployment>> =
                 waiting.flat_map(|waiting| self.context.caches.models.of(&waiting.uid)).collect();
-            self.measure(&models, &self.gateways()).await;
+            // The round that overtook this one may have asked before the requests came.
+            if self.measure(&models, &self.gateways()).await {
+                self.measure(&models, &self.gateways()).await;
+            }
         }
     }
 

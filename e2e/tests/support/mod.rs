@@ -2,6 +2,8 @@
 //! state of the namespace is printed.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+pub mod load;
+
 use std::fmt::Debug;
 use std::process::Stdio;
 use std::time::Duration;
