@@ -34,7 +34,7 @@ pub fn decide(
                 &mut state,
                 spec,
                 seen,
-                &Look { current: &current, load, now, seconds },
+                &Look { current: &current, load, now, seconds, ordered: seen.replicas },
                 &mut told,
             )
         }
@@ -58,6 +58,7 @@ struct Look<'a> {
     load: demand::Load,
     now: f64,
     seconds: f64,
+    ordered: u32,
 }
 
 /// The load, from the gateways or the pods, whichever counted more; none while nobody answers.
@@ -215,6 +216,14 @@ fn zero(state: &State, spec: &Spec, look: &Look<'_>, wanted: u32, told: &mut Exp
         told.sentences = vec![format!("No request came for {}: no pod.", time(idle))];
         return 0;
     }
+    // Asleep, it is woken by a request and by nothing else: not by a young memory, nor by figures
+    // of a rollout.
+    let waits = look.current.held > 0 || look.current.inside > 0.0 || look.load.quick > 0.0;
+    if spec.min == 0 && look.ordered == 0 && !waits {
+        told.reason = Reason::Idle;
+        told.sentences = vec!["No request came: no pod.".into()];
+        return 0;
+    }
     if look.current.held > 0 && look.current.ready == 0 {
         told.sentences.push(format!("{} requests are held for the first pod.", look.current.held));
     }
@@ -266,4 +275,51 @@ fn bounds(spec: &Spec, wanted: u32, told: &mut Explanation) -> u32 {
         told.sentences.push(format!("minReplicas is {}.", spec.min));
     }
     bounded
+}
+
+#[cfg(test)]
+mod tests {
+    use lithe::latency::Signals;
+
+    use super::*;
+
+    fn spec(frozen: bool) -> Spec {
+        Spec {
+            min: 0,
+            max: 4,
+            target: 0.1,
+            share: 0.95,
+            hold: None,
+            idle: Duration::from_secs(5),
+            routing: Routing::Pooled,
+            revision: "a".into(),
+            prior: None,
+            batch: 1,
+            streams: 1,
+            start: Duration::from_secs(3),
+            frozen,
+        }
+    }
+
+    #[test]
+    fn what_sleeps_is_woken_by_a_request_and_by_nothing_else() {
+        for frozen in [false, true] {
+            let spec = spec(frozen);
+            let mut state = State::new(&spec, Duration::ZERO, None);
+            let mut seen = Observation {
+                gateways: vec![Signals { boot: "g".into(), ready: true, ..Default::default() }],
+                ..Default::default()
+            };
+            for second in (0..120).step_by(2) {
+                let (decision, next, told) =
+                    decide(&spec, state, &seen, Duration::from_secs(second));
+                assert_eq!((decision.replicas, told.reason), (0, Reason::Idle), "at {second} s");
+                state = next;
+            }
+            let gateway = seen.gateways.first_mut().unwrap();
+            (gateway.queued, gateway.in_flight, gateway.counters.arrivals) = (1, 1, 1);
+            let (decision, _, told) = decide(&spec, state, &seen, Duration::from_secs(121));
+            assert_eq!(decision.replicas, 1, "{told}");
+        }
+    }
 }
