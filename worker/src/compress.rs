@@ -164,17 +164,24 @@ fn make(
         opset: operators::opset(&loaded.model),
     };
     let original = load_session(&original_bytes, request.threads, FIELD_MODEL)?;
+    let (inputs, outputs) = (original.inputs().to_vec(), original.outputs().to_vec());
+    let size = original_bytes.len() as u64;
+    // A clone of the model shares its weights; its bytes would hold them once more through all steps.
+    drop(original_bytes);
+    let untouched = loaded.model.clone();
     let data_digest = request.data.as_deref().map(output::digest_file).transpose()?;
     let splits = match &request.data {
         Some(path) if !recipe.steps.is_empty() => Some(read_splits(path, recipe, &original)?),
         _ => None,
     };
+    // Without data nothing is compared with the original, whose session holds every weight again.
+    let original = splits.is_some().then_some(original);
     let bench = splits
         .as_ref()
-        .map(|splits| Bench::new(&splits.evaluation, &original, recipe))
+        .zip(original.as_ref())
+        .map(|(splits, original)| Bench::new(&splits.evaluation, original, recipe))
         .transpose()?;
     let calibration = splits.as_ref().and_then(|splits| splits.calibration.as_ref());
-    let size = original_bytes.len() as u64;
     let made = run_steps(request, loaded.model, size, calibration, bench.as_ref(), progress)?;
     let gates = judge_gates(recipe, made.bytes.as_deref(), size, &made)?;
     let failed = gates::failures(&gates);
@@ -186,7 +193,7 @@ fn make(
     };
     let bytes = match made.bytes {
         Some(bytes) if fallback.is_none() => bytes,
-        _ => original_bytes,
+        _ => graph::serialise(&untouched),
     };
     let manifest = Manifest {
         schema: MANIFEST_SCHEMA.into(),
@@ -199,8 +206,8 @@ fn make(
             digest: Digest::of(&bytes),
             size: bytes.len() as u64,
         },
-        inputs: original.inputs().to_vec(),
-        outputs: original.outputs().to_vec(),
+        inputs,
+        outputs,
         steps: made.steps,
         evaluation: made.evaluation,
         gates,
@@ -308,6 +315,8 @@ fn run_steps(
     let means = steps::Means { calibration, target };
     for (index, step) in request.recipe.steps.iter().enumerate() {
         progress(Progress::Step { index, name: step.name() });
+        // The bytes of the step before would be held while this one makes its own.
+        stepped.bytes = None;
         let (next, change) = steps::run(model, index, step, means)?;
         model = next;
         steps::stamp(&mut model);
