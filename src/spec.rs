@@ -380,16 +380,60 @@ pub enum Protocol {
     KServeV1,
 }
 
-/// Put requests that arrive together into one inference.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// Put requests that arrive together into one inference. The model's inputs and outputs must all
+/// have an open first dimension, the batch; a pod whose model has not does not get ready, and says
+/// why.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.maxQueueDelay) || duration(self.maxQueueDelay) <= duration('10s')").message("must be at most 10s").field_path(".maxQueueDelay"))]
+#[x_kube(validation = Rule::new("!has(self.preferredBatchSizes) || self.preferredBatchSizes.all(rows, rows >= 1 && rows <= self.maxBatchSize)").message("must be between 1 and maxBatchSize").field_path(".preferredBatchSizes"))]
 pub struct Batching {
-    /// The most samples in one inference.
+    /// The most samples in one inference. A request with more runs alone.
     #[schemars(range(min = 1, max = 65536))]
     pub max_batch_size: u32,
-    /// How long a request may wait for company.
+    /// How long a request may wait for company; `0s` takes only what waits already. Without it the
+    /// worker waits as long as pays: it knows what inferences of each size take, how many requests
+    /// come, and the latency target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_queue_delay: Option<Duration>,
+    /// Sizes that run at once when the waiting requests make exactly one of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub preferred_batch_sizes: Vec<u32>,
+    /// How many priorities requests may ask for, 1 the most urgent. When there is too much to do
+    /// the least urgent are refused first; requests without one are in the middle.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 64))]
+    pub priority_levels: Option<u32>,
+    /// How many requests wait, and how long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue: Option<QueuePolicy>,
+}
+
+/// How many requests wait in a pod, and how long.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.onTimeout) || has(self.timeout)").message("onTimeout needs a timeout").field_path(".onTimeout"))]
+pub struct QueuePolicy {
+    /// Requests that may wait; more are refused at once. 256 by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100000))]
+    pub size: Option<u32>,
+    /// How long a request may wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Duration>,
+    /// What happens to a request that waited that long; Reject by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_timeout: Option<OnTimeout>,
+}
+
+/// What happens to a request that waited too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum OnTimeout {
+    /// It is refused.
+    Reject,
+    /// It waits on, behind every other request of its priority.
+    Delay,
 }
 
 /// Where the pods run.

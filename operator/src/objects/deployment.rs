@@ -17,7 +17,7 @@ use lithe::names::{
     PATH_STORE_CREDENTIALS, PATH_TLS, PATH_TLS_CLIENT_CA, PATH_TOKENS, PORT_ADMIN, PORT_GRPC,
     PORT_HTTP, ROLE_SERVE,
 };
-use lithe::spec::{ModelDeployment, TrafficMode};
+use lithe::spec::{ModelDeployment, OnTimeout, TrafficMode};
 use lithe::status::ArtifactStatus;
 
 use crate::config::Config;
@@ -195,7 +195,33 @@ fn arguments(model: &ModelDeployment, artifact: &ArtifactStatus, config: &Config
     if let Some(bytes) = size {
         arguments.extend(["--max-request-bytes".into(), bytes.to_string()]);
     }
+    arguments.extend(waiting(model));
     arguments
+}
+
+/// The flags that say how requests wait and which of them run together.
+fn waiting(model: &ModelDeployment) -> Vec<String> {
+    let mut flags: Vec<(&str, String)> = Vec::new();
+    if let Some(batching) = &model.spec.runtime.batching {
+        flags.push(("--max-batch-size", batching.max_batch_size.to_string()));
+        let delay = batching.max_queue_delay.as_ref();
+        flags.extend(delay.map(|delay| ("--max-queue-delay", delay.to_string())));
+        if !batching.preferred_batch_sizes.is_empty() {
+            let sizes: Vec<_> = batching.preferred_batch_sizes.iter().map(u32::to_string).collect();
+            flags.push(("--preferred-batch-sizes", sizes.join(",")));
+        }
+        let levels = batching.priority_levels;
+        flags.extend(levels.map(|levels| ("--priority-levels", levels.to_string())));
+        let queue = batching.queue.clone().unwrap_or_default();
+        flags.extend(queue.size.map(|size| ("--max-queue", size.to_string())));
+        flags.extend(queue.timeout.map(|timeout| ("--queue-timeout", timeout.to_string())));
+        let action = |action| match action {
+            OnTimeout::Reject => "reject".to_owned(),
+            OnTimeout::Delay => "delay".to_owned(),
+        };
+        flags.extend(queue.on_timeout.map(|what| ("--on-queue-timeout", action(what))));
+    }
+    flags.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
 }
 
 /// What the user says, else little to start with and a memory limit that fits the model: the
@@ -245,4 +271,33 @@ fn probes(container: &mut Container) {
     container.startup_probe = Some(probe("/readyz", 1, 600));
     container.readiness_probe = Some(probe("/readyz", 1, 3));
     container.liveness_probe = Some(probe("/livez", 10, 6));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_field_about_waiting_reaches_the_worker() {
+        let yaml = "
+apiVersion: lithe.dev/v1alpha1
+kind: ModelDeployment
+metadata: {name: a}
+spec:
+  model: {uri: pvc://models/a.onnx}
+  runtime:
+    batching:
+      maxBatchSize: 32
+      maxQueueDelay: 2ms
+      preferredBatchSizes: [8, 16]
+      priorityLevels: 3
+      queue: {size: 100, timeout: 1s, onTimeout: Delay}
+";
+        let model: ModelDeployment = serde_yaml::from_str(yaml).unwrap();
+        assert_eq!(
+            waiting(&model).join(" "),
+            "--max-batch-size 32 --max-queue-delay 2ms --preferred-batch-sizes 8,16 \
+             --priority-levels 3 --max-queue 100 --queue-timeout 1s --on-queue-timeout delay"
+        );
+    }
 }

@@ -80,9 +80,6 @@ fn serving(spec: &ModelDeploymentSpec, refuse: &mut impl FnMut(&str, String)) {
             format!("{:?} cannot build TensorRT engines yet; use ONNXRuntime", runtime.engine);
         refuse("spec.runtime.engine", seen);
     }
-    if runtime.batching.is_some() {
-        refuse("spec.runtime.batching", "batching is not there yet; remove it".into());
-    }
     if runtime.tls.is_some() && spec.traffic_mode() == TrafficMode::Gateway {
         let seen = "the gateway asks its pods without TLS; set traffic.mode: Direct";
         refuse("spec.runtime.tls", seen.into());
@@ -187,6 +184,7 @@ runtime:
   protocols: [OpenInference, TensorFlowServing, KServeV1]
   tls: {secretName: a, clientCaSecretName: b}
   auth: {tokenSecretName: c}
+  batching: {maxBatchSize: 8}
 scaling: {minReplicas: 2}
 traffic: {mode: Direct}
 ";
@@ -206,7 +204,7 @@ compression:
   - quantize: {mode: Static, calibration: Entropy, convolutions: Keep}
   - quantize: {mode: WeightOnly, bits: 5, blockSize: 48}
   objective: {minimise: Size}
-runtime: {engine: TensorRT, batching: {maxBatchSize: 8}, tls: {secretName: a}}
+runtime: {engine: TensorRT, tls: {secretName: a}}
 scaling: {minReplicas: 0, maxReplicas: 3, latency: {target: 50ms}}
 traffic: {mode: Gateway}
 rollout: {strategy: Canary, analysis: {}}
@@ -228,7 +226,6 @@ rollout: {strategy: Canary, analysis: {}}
                 "spec.compression.steps[4].quantize.blockSize",
                 "spec.compression.steps[4].quantize.mode",
                 "spec.runtime.engine",
-                "spec.runtime.batching",
                 "spec.runtime.tls",
                 "spec.rollout.strategy",
                 "spec.rollout.analysis",
