@@ -1,5 +1,6 @@
 //! Lithe beside bare ONNX Runtime: the same library, the same threads, the same machine, in turn.
-//! `cargo e2e bench serve` builds the worker and the models and starts this.
+//! `cargo bench -p lithe-worker --bench serve -- --worker BINARY --model NAME=FILE`, with
+//! `ORT_DYLIB_PATH` set.
 //!
 //! Every figure is the median of rounds in which all contestants take turns, so that what else
 //! the machine does meets all of them.
