@@ -124,12 +124,13 @@ impl Model {
             return f64::INFINITY;
         }
         // The batch that forms while one of its own size runs.
-        let usual = if rate * beta >= 1.0 {
+        let formed = if rate * beta >= 1.0 {
             batch
         } else {
-            (rate * alpha / (1.0 - rate * beta)).clamp(1.0, batch)
+            (rate * alpha / (1.0 - rate * beta)).min(batch)
         };
-        let service = self.curve.seconds((usual + 1.0).min(batch));
+        // One more than usual at the percentile; at little load requests are alone.
+        let service = self.curve.seconds((formed.max(1.0) + formed.min(1.0)).min(batch));
         let waits = erlang_c(servers, load);
         let late = 1.0 - self.share;
         let wait = if waits <= late {

@@ -19,7 +19,7 @@ const ENOUGH: usize = 30;
 /// The margin until then, after a restart.
 const UNKNOWN: f64 = 1.2;
 /// The share of forecasts that with the margin would have been enough.
-const COVERED: f64 = 0.85;
+const COVERED: f64 = 0.75;
 /// The largest margin.
 const MOST: f64 = 1.6;
 
