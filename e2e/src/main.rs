@@ -14,6 +14,7 @@ mod command;
 mod components;
 mod configuration;
 mod demo;
+mod fuzz;
 mod host;
 mod images;
 mod interrupt;
@@ -59,6 +60,8 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Fuzz what reads bytes from outside.
+    Fuzz(fuzz::Fuzz),
     /// Run every test, those on the real cluster included.
     Test,
 }
@@ -95,6 +98,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::RuntimeLibrary => println!("{}", images::runtime_library()?.display()),
         Verb::Clients(which) => loopback::clients(&which)?,
         Verb::Bench { name, json } => bench::bench(name, json)?,
+        Verb::Fuzz(what) => fuzz::fuzz(&what)?,
         Verb::Test => suite::test()?,
     }
     Ok(ExitCode::SUCCESS)

@@ -1,0 +1,8 @@
+//! libFuzzer's entry for `inputs::recipe`.
+#![no_main]
+
+#[path = "../inputs.rs"]
+#[allow(dead_code)]
+mod inputs;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| inputs::recipe(bytes));
