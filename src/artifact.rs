@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::Digest;
-use crate::recipe::{Metric, Recipe};
+use crate::recipe::{Goal, Metric, Recipe, Step};
 
 /// The `schema` of a [`Manifest`].
 pub const MANIFEST_SCHEMA: &str = "lithe.dev/manifest/v1alpha1";
@@ -54,6 +54,9 @@ pub struct Manifest {
     pub outputs: Vec<TensorSignature>,
     /// What each step did.
     pub steps: Vec<StepReport>,
+    /// How the steps were found, when the recipe named a goal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub search: Option<SearchReport>,
     /// How the result compares with the original; absent without data and steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evaluation: Option<EvaluationReport>,
@@ -113,6 +116,9 @@ pub struct StepReport {
     /// Nodes the step could have changed and did not, by reason.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub skipped: Vec<Skipped>,
+    /// Layers that stayed in floats so that the gates hold, the costliest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub excluded: Vec<Excluded>,
     /// What the step says in one line, such as `14 BatchNormalization folded, 3 Dropout removed`.
     #[serde(default)]
     pub summary: String,
@@ -134,6 +140,58 @@ pub struct StepReport {
     /// The original's median latency over this step's, when it was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub speedup: Option<f64>,
+}
+
+/// How the steps were found.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SearchReport {
+    /// What was made small.
+    pub goal: Goal,
+    /// How long it took, in seconds.
+    pub seconds: f64,
+    /// Every recipe that was tried, and what became of it.
+    pub candidates: Vec<CandidateReport>,
+    /// The steps that were chosen; empty when nothing beat the original.
+    pub chosen: Vec<Step>,
+}
+
+/// One recipe that a search tried.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CandidateReport {
+    /// Its steps.
+    pub steps: Vec<Step>,
+    /// Samples that judged it; 0 when it was refused or not tried.
+    pub samples: u64,
+    /// Bytes of the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// The metric.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metric: Option<f64>,
+    /// The original's median latency over the candidate's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speedup: Option<f64>,
+    /// Peak bytes of a process that loads and runs it, when the goal is Memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u64>,
+    /// Whether none is at least as small, as good and as fast, and better in one of them.
+    pub front: bool,
+    /// What became of it: chosen, the gates that failed, why it was refused.
+    pub verdict: String,
+}
+
+/// A layer that stayed in floats so that the gates hold.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Excluded {
+    /// The node's name.
+    pub name: String,
+    /// Its operator.
+    pub op: String,
+    /// The noise that it alone, quantized, brings into the judged output: its share of the output's power.
+    pub noise: f64,
 }
 
 /// Nodes that a step left alone, and why.
@@ -280,6 +338,9 @@ pub struct Made {
     /// The steps in one line each, such as `quantize.dynamic: 24 MatMul, 3 Gather; 69.1 MB -> 17.6 MB`.
     #[serde(default)]
     pub steps: Vec<String>,
+    /// The steps that a search chose, as they would stand in `steps`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chosen: Option<String>,
 }
 
 /// Why there is no artifact.
@@ -315,6 +376,7 @@ impl Outcome {
                 Self::Made(made) if !made.steps.is_empty() => {
                     made.steps.pop();
                 }
+                Self::Made(made) if made.chosen.is_some() => made.chosen = None,
                 Self::Refused(refusal) => {
                     let keep = refusal.message.chars().count() * 3 / 4;
                     refusal.message = refusal.message.chars().take(keep).collect();

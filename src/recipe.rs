@@ -3,6 +3,7 @@
 //! The same types stand in `spec.compression` and in the recipe file that `lithe-worker compress`
 //! reads, so a recipe tried on a laptop is pasted into a manifest unchanged.
 
+mod equalize;
 mod finetune;
 mod gates;
 mod prune;
@@ -14,14 +15,15 @@ use serde::{Deserialize, Serialize};
 use crate::Digest;
 use crate::units::Duration;
 
+pub use equalize::{Equalize, EqualizeMethod};
 pub use finetune::{
     BatchNormalization, Finetune, LearningRate, Loss, Optimizer, OptimizerKind, Schedule, Teacher,
 };
 pub use gates::{Evaluation, Gates, Metric, OnFailure};
 pub use prune::{Prune, PruneScope, Structure};
 pub use quantize::{
-    Calibration, Convolutions, Embeddings, Granularity, Quantize, QuantizeMode, ReduceRange,
-    WeightType,
+    Calibration, Convolutions, Embeddings, Fallback, Granularity, Quantize, QuantizeMode,
+    ReduceRange, Rounding, WeightType,
 };
 pub use target::Target;
 
@@ -57,6 +59,16 @@ impl Recipe {
     }
 }
 
+impl Recipe {
+    /// What an objective lacks: without a bound on the metric the smallest model would be the worst one.
+    pub fn objective_fault(&self) -> Option<&'static str> {
+        let bounds = |gates: &Gates| gates.max_drop.is_some() || gates.minimum.is_some();
+        let bounded = self.gates.as_ref().is_some_and(bounds);
+        (self.objective.is_some() && !bounded)
+            .then_some("an objective needs gates.maxDrop or gates.minimum: nothing else keeps the smallest model from being the worst")
+    }
+}
+
 /// The content address under which an artifact is kept: the same source, recipe and worker give
 /// the same key, and a key that exists is never made again. `data` is the digest of the evaluation
 /// data, since other data may let another model pass.
@@ -74,11 +86,14 @@ pub fn artifact_key(
 /// One step; exactly one of its fields is set.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[cfg_attr(feature = "crd", derive(kube::KubeSchema), x_kube(validation = Rule::new("(has(self.optimize) ? 1 : 0) + (has(self.prune) ? 1 : 0) + (has(self.finetune) ? 1 : 0) + (has(self.quantize) ? 1 : 0) == 1").message("a step is exactly one of optimize, prune, finetune, quantize; write one list item per step")))]
+#[cfg_attr(feature = "crd", derive(kube::KubeSchema), x_kube(validation = Rule::new("(has(self.optimize) ? 1 : 0) + (has(self.equalize) ? 1 : 0) + (has(self.prune) ? 1 : 0) + (has(self.finetune) ? 1 : 0) + (has(self.quantize) ? 1 : 0) == 1").message("a step is exactly one of optimize, equalize, prune, finetune, quantize; write one list item per step")))]
 pub struct Step {
     /// Fold constants and BatchNormalization, drop dropout and identities, remove dead nodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub optimize: Option<Optimize>,
+    /// Move numbers between layers before they are quantized.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub equalize: Option<Equalize>,
     /// Remove weights, channels or attention heads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prune: Option<Prune>,
@@ -93,6 +108,9 @@ pub struct Step {
 impl Step {
     /// The step's name as it stands in the report, such as `quantize.dynamic`.
     pub fn name(&self) -> String {
+        if let Some(equalize) = &self.equalize {
+            return format!("equalize.{:?}", equalize.method).to_lowercase();
+        }
         match (&self.optimize, &self.prune, &self.finetune, &self.quantize) {
             (Some(_), ..) => "optimize".into(),
             (_, Some(p), ..) => format!("prune.{:?}", p.structure).to_lowercase(),
@@ -102,10 +120,29 @@ impl Step {
         }
     }
 
+    /// The step as a user would write it: JSON without what has its default.
+    pub fn written(&self) -> serde_json::Value {
+        let mut value = serde_json::to_value(self).unwrap_or_default();
+        let default = serde_json::to_value(Quantize::default()).unwrap_or_default();
+        if let Some(fields) = value.get_mut("quantize").and_then(serde_json::Value::as_object_mut) {
+            fields.retain(|name, value| name == "mode" || default.get(name) != Some(value));
+        }
+        value
+    }
+
+    /// Whether the step measures something on calibration data.
+    pub fn calibrates(&self) -> bool {
+        let smooths = |step: &Equalize| step.method == EqualizeMethod::SmoothQuant;
+        self.quantize.as_ref().is_some_and(Quantize::calibrates)
+            || self.equalize.as_ref().is_some_and(smooths)
+    }
+
     /// What no model could mend: the path of each field within the step, the value seen and what to
     /// do on `target`. Both the operator and the worker refuse it.
     pub fn faults(&self, target: Target) -> Vec<(String, String)> {
         let prune = self.prune.iter().flat_map(Prune::faults).map(|fault| ("prune", fault));
+        let equalize = self.equalize.iter().flat_map(Equalize::faults);
+        let prune = prune.chain(equalize.map(|fault| ("equalize", fault)));
         let quantize = self.quantize.iter();
         let quantize = quantize.flat_map(|q| q.faults().into_iter().chain(q.faults_on(target)));
         let all = prune.chain(quantize.map(|fault| ("quantize", fault)));
@@ -159,6 +196,14 @@ gates: {metric: Agreement, maxDrop: 1%, minSpeedup: 1.0}
         let recipe: Recipe = serde_yaml::from_str(RECIPE).unwrap();
         let names: Vec<_> = recipe.steps.iter().map(Step::name).collect();
         assert_eq!(names, ["optimize", "quantize.dynamic"]);
+    }
+
+    #[test]
+    fn a_step_is_written_without_defaults_and_reads_back() {
+        let step: Step = serde_yaml::from_str("quantize: {mode: Static, bits: 4}").unwrap();
+        let text = step.written().to_string();
+        assert_eq!(text, r#"{"quantize":{"bits":4,"mode":"Static"}}"#);
+        assert_eq!(serde_yaml::from_str::<Step>(&text).unwrap(), step);
     }
 
     #[test]

@@ -150,6 +150,10 @@ pub struct ArtifactStatus {
     /// The steps in one line each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub steps: Vec<String>,
+    /// The steps that the search for `compression.objective` chose: write them into
+    /// `compression.steps` in its place to pin them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chosen: Option<String>,
     /// Why the original is served although compression was asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fallback: Option<String>,
@@ -183,6 +187,7 @@ impl ArtifactStatus {
             speedup_text: made.speedup.map(|ratio| format!("{ratio:.2}x")),
             samples: made.samples,
             steps: made.steps.clone(),
+            chosen: made.chosen.clone(),
             fallback: made.fallback.clone(),
             made: now,
             rolled_out: None,

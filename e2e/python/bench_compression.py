@@ -42,6 +42,14 @@ RECIPES = {
     ],
     "weights, 8-bit": [OPTIMIZE, {"quantize": {"mode": "WeightOnly", "bits": 8}}],
 }
+# What a platform team declares: the goal, and how like the original the result must be.
+SEARCHES = {
+    f"search, {goal.lower()}": {
+        "objective": {"minimise": goal, "budget": "10m"},
+        "gates": {"metric": "Cosine", "minimum": 0.99},
+    }
+    for goal in ("Size", "Latency")
+}
 
 
 @dataclass(frozen=True)
@@ -67,14 +75,15 @@ class Subject:
         count = next(len(rows) for name, rows in self.samples.items() if name not in self.shared)
         return range(CALIBRATE, min(count, CALIBRATE + JUDGE))
 
-    def archive(self, file: Path) -> Path | None:
-        """The samples in Lithe's form; none where an input has no sample axis."""
+    def archive(self, file: Path, seen: int = CALIBRATE, unseen: int = CALIBRATE + 8) -> Path | None:
+        """The samples in Lithe's form; none where an input has no sample axis.
+
+        The first `seen` calibrate, those up to `unseen` judge.
+        """
         if self.shared:
             return None
-        parts = {f"calibration/{name}": rows[:CALIBRATE] for name, rows in self.samples.items()}
-        parts |= {
-            f"evaluation/{name}": rows[CALIBRATE : CALIBRATE + 8] for name, rows in self.samples.items()
-        }
+        parts = {f"calibration/{name}": rows[:seen] for name, rows in self.samples.items()}
+        parts |= {f"evaluation/{name}": rows[seen:unseen] for name, rows in self.samples.items()}
         np.savez(file, **parts)
         return file
 
@@ -310,6 +319,26 @@ def lithe(subject: Subject, steps: list[object], folder: Path) -> tuple[Path, tu
     return out / "model.onnx", measured(command)
 
 
+def searched(subject: Subject, recipe: dict[str, object], folder: Path) -> tuple[Path, tuple[float, float, str]]:
+    """Lets `lithe-worker compress` search; it sees no sample that judges here."""
+    file, out = folder / "recipe.yaml", folder / "out"
+    data = subject.archive(folder / "data.npz", CALIBRATE // 2, CALIBRATE)
+    if data is None:
+        return out, (0.0, 0.0, "an input has no sample axis, so nothing can be judged")
+    file.write_text(json.dumps(recipe | {"evaluation": {"output": judged_output(subject)}}))
+    command = [os.environ["LITHE_WORKER"], "compress", "--model", subject.model, "--recipe", file]
+    cost = measured([*command, "--out", out, "--data", data])
+    if not cost[2]:
+        chosen = json.loads((out / "manifest.json").read_text())["search"]["chosen"]
+        print(f"    {subject.name}, {recipe['objective']['minimise']}: {json.dumps(chosen)}", file=sys.stderr)
+    return out / "model.onnx", cost
+
+
+def judged_output(subject: Subject) -> str:
+    """The name of the output that is compared."""
+    return oracle.session(subject.model, threads=1).get_outputs()[-1 if subject.name == "minilm" else 0].name
+
+
 def peer(subject: Subject, tool: str, folder: Path) -> tuple[Path, tuple[float, float, str]]:
     """Runs a peer in a process of its own."""
     samples, target = folder / "samples.npz", folder / "peer.onnx"
@@ -320,7 +349,7 @@ def peer(subject: Subject, tool: str, folder: Path) -> tuple[Path, tuple[float, 
 
 def answers(runner: onnxruntime.InferenceSession, subject: Subject) -> np.ndarray:
     """The first output's numbers, a row for each sample that judges."""
-    name = runner.get_outputs()[-1 if subject.name == "minilm" else 0].name
+    name = judged_output(subject)
     return np.stack([runner.run([name], subject.one(at))[0] for at in subject.judges()])
 
 
@@ -403,6 +432,9 @@ def main() -> None:
             for recipe, steps in RECIPES.items():
                 with tempfile.TemporaryDirectory() as folder:
                     rows.append(judged(subject, f"Lithe {recipe}", *lithe(subject, steps, Path(folder))))
+            for recipe, declared in SEARCHES.items():
+                with tempfile.TemporaryDirectory() as folder:
+                    rows.append(judged(subject, f"Lithe {recipe}", *searched(subject, declared, Path(folder))))
             for tool in PEERS:
                 with tempfile.TemporaryDirectory() as folder:
                     rows.append(judged(subject, tool, *peer(subject, tool, Path(folder))))

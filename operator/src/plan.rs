@@ -165,6 +165,7 @@ fn pretended(request: &Digest, now: &Time) -> ArtifactStatus {
         speedup: None,
         samples: None,
         steps: Vec::new(),
+        chosen: None,
     };
     ArtifactStatus::new(request.clone(), &made, now.clone())
 }

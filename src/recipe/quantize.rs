@@ -92,6 +92,31 @@ pub enum WeightType {
     Signed,
 }
 
+/// How weights become integers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
+pub enum Rounding {
+    /// Each to the nearest.
+    #[default]
+    Nearest,
+    /// One after the other, the later ones taking up the errors of the earlier ones; only with
+    /// `mode: WeightOnly`. Worth it with 4 bits.
+    Gptq,
+    /// Up or down by what the layer's result loses least by; only with `mode: Static`. Takes minutes.
+    AdaRound,
+}
+
+/// Which layers may stay in floats so that the gates hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
+pub struct Fallback {
+    /// Layers that may stay in floats at most. They are ranked by the noise that each of them alone,
+    /// quantized, brings into the judged output.
+    #[cfg_attr(feature = "crd", schemars(range(min = 1, max = 256)))]
+    pub max_excluded: u32,
+}
+
 /// Store and compute with fewer bits.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -130,6 +155,16 @@ pub struct Quantize {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "crd", schemars(range(min = 16, max = 256)))]
     pub block_size: Option<u32>,
+    /// How weights become integers; Nearest by default. The other two calibrate on data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rounding: Option<Rounding>,
+    /// Whether biases take back by how much 8 bits shift the mean of a layer's result; only with
+    /// `mode: Static`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub bias_correction: bool,
+    /// Leave the layers in floats that cost most, as many as the gates on the metric need.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<Fallback>,
     /// Nodes that stay untouched, by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "crd", schemars(length(max = 256), inner(length(max = 256))))]
@@ -137,6 +172,13 @@ pub struct Quantize {
 }
 
 impl Quantize {
+    /// Whether it measures something on calibration data: ranges, roundings, or what a layer costs.
+    pub fn calibrates(&self) -> bool {
+        self.mode == QuantizeMode::Static
+            || self.rounding.is_some_and(|rounding| rounding != Rounding::Nearest)
+            || self.fallback.is_some()
+    }
+
     /// Fields that are set although the mode does not read them, and values that no mode takes.
     pub(super) fn faults(&self) -> Vec<(&'static str, String)> {
         use QuantizeMode::{Dynamic, Static, WeightOnly};
@@ -147,6 +189,10 @@ impl Quantize {
             ("convolutions", self.convolutions != default.convolutions, &[Dynamic]),
             ("weights", self.weights.is_some(), &[Dynamic, Static]),
             ("reduceRange", self.reduce_range.is_some(), &[Dynamic, Static]),
+            ("biasCorrection", self.bias_correction, &[Static]),
+            ("rounding", self.rounding == Some(Rounding::Gptq), &[WeightOnly]),
+            ("rounding", self.rounding == Some(Rounding::AdaRound), &[Static]),
+            ("fallback", self.fallback.is_some(), &[Dynamic, Static, WeightOnly]),
             ("bits", self.bits.is_some(), &[WeightOnly]),
             ("blockSize", self.block_size.is_some(), &[WeightOnly]),
         ];
@@ -158,6 +204,10 @@ impl Quantize {
         if let Some(bits) = self.bits.filter(|bits| mode == WeightOnly && !matches!(bits, 4 | 8)) {
             let what = format!("is {bits}; ONNX Runtime multiplies weights of 4 or 8 bits");
             faults.push(("bits", what));
+        }
+        if let Some(Fallback { max_excluded: 0 }) = self.fallback {
+            faults
+                .push(("fallback.maxExcluded", "is 0; write 1 or more, or remove fallback".into()));
         }
         let wrong = |block: &u32| !(16..=256).contains(block) || !block.is_power_of_two();
         if let Some(block) = self.block_size.filter(|block| mode == WeightOnly && wrong(block)) {

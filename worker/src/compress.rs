@@ -3,6 +3,7 @@
 //! Passes are functions from graph to graph, one per file; this file says in which order things
 //! happen, and what is written when. It knows no network and no Kubernetes.
 
+pub mod adaround;
 pub mod batch_norm;
 pub mod calibrate;
 pub mod change;
@@ -12,18 +13,22 @@ pub mod convolutions;
 pub mod data;
 pub mod embeddings;
 pub mod environment;
+pub mod equalize;
 pub mod error;
 pub mod evaluate;
 pub mod exclude;
+pub mod fallback;
 pub mod feed;
 pub mod float16;
 pub mod float16_operators;
 pub mod fold;
 pub mod gates;
+pub mod gptq;
 pub mod int8;
 pub mod latency;
 pub mod lstm;
 pub mod metrics;
+pub mod moments;
 pub mod nbits;
 pub mod normalise;
 pub mod npz;
@@ -37,7 +42,9 @@ pub mod quantize_dynamic;
 pub mod quantize_float16;
 pub mod quantize_static;
 pub mod quantize_weight_only;
+pub mod search;
 pub mod shapes;
+mod step;
 pub mod steps;
 pub mod trial;
 
@@ -49,7 +56,7 @@ use lithe::artifact::{
     StepReport, TensorSignature,
 };
 use lithe::names::reason;
-use lithe::recipe::{OnFailure, Recipe, artifact_key};
+use lithe::recipe::{OnFailure, Recipe, Step, artifact_key};
 use lithe::units::human_bytes;
 
 use crate::onnx::{self, Budget, ModelProto, Refusal, graph, operators};
@@ -93,6 +100,11 @@ pub enum Progress {
     },
     /// The model loaded and ran once in a limited process.
     Tried,
+    /// A search tries these steps.
+    Candidate {
+        /// Their names.
+        names: String,
+    },
     /// A step begins.
     Step {
         /// Its place in the recipe, from 0.
@@ -171,7 +183,9 @@ fn make(
     let untouched = loaded.model.clone();
     let data_digest = request.data.as_deref().map(output::digest_file).transpose()?;
     let splits = match &request.data {
-        Some(path) if !recipe.steps.is_empty() => Some(read_splits(path, recipe, &original)?),
+        Some(path) if !recipe.steps.is_empty() || recipe.objective.is_some() => {
+            Some(read_splits(path, recipe, &original)?)
+        }
         _ => None,
     };
     // Without data nothing is compared with the original, whose session holds every weight again.
@@ -182,7 +196,17 @@ fn make(
         .map(|(splits, original)| Bench::new(&splits.evaluation, original, recipe))
         .transpose()?;
     let calibration = splits.as_ref().and_then(|splits| splits.calibration.as_ref());
-    let made = run_steps(request, loaded.model, size, calibration, bench.as_ref(), progress)?;
+    let search = match (&recipe.objective, &splits, &original) {
+        (Some(objective), Some(splits), Some(original)) => {
+            let tell = |names: &str| progress(Progress::Candidate { names: names.to_owned() });
+            let means = (&loaded.model, splits, original);
+            Some(search::lab::search(request, objective, means, &tell)?)
+        }
+        _ => None,
+    };
+    let steps = search.as_ref().map_or(&recipe.steps, |search| &search.chosen);
+    let subject = Subject { request, steps, size, calibration, bench: bench.as_ref() };
+    let made = run_steps(subject, loaded.model, progress)?;
     let gates = judge_gates(recipe, made.bytes.as_deref(), size, &made)?;
     let failed = gates::failures(&gates);
     let fallback = match (failed, on_failure(recipe)) {
@@ -209,6 +233,7 @@ fn make(
         inputs,
         outputs,
         steps: made.steps,
+        search,
         evaluation: made.evaluation,
         gates,
         environment: environment::read(VERSION, &runtime::version()?, request.threads),
@@ -225,7 +250,7 @@ fn on_failure(recipe: &Recipe) -> OnFailure {
 
 fn try_out(request: &Request, bytes: &[u8]) -> Result<(), Error> {
     let limits = trial::Limits::for_size(bytes.len() as u64);
-    trial::trial(&request.program, bytes, limits).map_err(|fault| match fault {
+    trial::trial(&request.program, bytes, limits).map(|_| ()).map_err(|fault| match fault {
         trial::Fault::Refused(refusal) => Error::refused(refusal, FIELD_MODEL),
         trial::Fault::Broken(source) => Error::Io { act: "try the model", source },
     })
@@ -301,23 +326,31 @@ struct Stepped {
     judgement: Option<evaluate::Judgement>,
 }
 
+/// What the steps are run on.
+struct Subject<'a> {
+    request: &'a Request,
+    steps: &'a [Step],
+    /// Bytes of the original.
+    size: u64,
+    calibration: Option<&'a Samples>,
+    bench: Option<&'a Bench<'a>>,
+}
+
 fn run_steps(
-    request: &Request,
+    subject: Subject<'_>,
     mut model: ModelProto,
-    original_size: u64,
-    calibration: Option<&Samples>,
-    bench: Option<&Bench<'_>>,
     progress: &dyn Fn(Progress),
 ) -> Result<Stepped, Error> {
+    let Subject { request, steps, mut size, calibration, bench } = subject;
     let mut stepped = Stepped::default();
-    let mut size = original_size;
     let target = request.recipe.target.unwrap_or_default();
     let means = steps::Means { calibration, target };
-    for (index, step) in request.recipe.steps.iter().enumerate() {
+    for (index, step) in steps.iter().enumerate() {
         progress(Progress::Step { index, name: step.name() });
         // The bytes of the step before would be held while this one makes its own.
         stepped.bytes = None;
-        let (next, change) = steps::run(model, index, step, means)?;
+        let judges = (bench, &request.recipe, request.threads);
+        let (next, change, excluded) = step::run(model, (index, step), means, judges)?;
         model = next;
         steps::stamp(&mut model);
         let bytes = graph::serialise(&model);
@@ -326,6 +359,7 @@ fn run_steps(
             matched: change.matched,
             summary: change.summary(),
             skipped: change.skipped,
+            excluded,
             size_before: size,
             size_after: bytes.len() as u64,
             parameters: graph::parameters(&model),
@@ -350,7 +384,7 @@ fn same_signature(
     original: Option<&Session>,
     session: &Session,
     index: usize,
-    step: &lithe::recipe::Step,
+    step: &Step,
 ) -> Result<(), Error> {
     let names = |signatures: &[TensorSignature]| -> Vec<(String, String)> {
         signatures.iter().map(|s| (s.name.clone(), s.datatype.clone())).collect()
@@ -442,6 +476,10 @@ pub fn made(manifest: &Manifest, manifest_digest: Digest, uri: String) -> Made {
         speedup: evaluation.map(|e| e.latency.speedup),
         samples: evaluation.map(|e| e.samples),
         steps: manifest.steps.iter().map(step_line).collect(),
+        chosen: manifest.search.as_ref().map(|search| {
+            let steps = search.chosen.iter().map(Step::written).collect();
+            serde_json::Value::Array(steps).to_string()
+        }),
     }
 }
 

@@ -45,6 +45,7 @@ fn copy(request: &Request) -> Result<Compressed, Error> {
         inputs: vec![],
         outputs: vec![],
         steps: vec![],
+        search: None,
         evaluation: None,
         gates: vec![],
         environment: Environment::default(),

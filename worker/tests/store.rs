@@ -250,6 +250,7 @@ fn artifact(folder: &Path, model: &[u8]) -> (std::path::PathBuf, Vec<u8>, Manife
         inputs: vec![],
         outputs: vec![],
         steps: vec![],
+        search: None,
         evaluation: None,
         gates: vec![],
         environment: Environment::default(),

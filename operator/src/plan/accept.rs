@@ -3,7 +3,7 @@
 //! A field that is not honoured is never ignored: KServe's silence about such fields is the
 //! complaint this file answers.
 
-use lithe::recipe::{Quantize, QuantizeMode, Target};
+use lithe::recipe::Target;
 use lithe::spec::{
     Compression, Engine, ModelDeploymentSpec, ModelFormat, RolloutStrategy, TrafficMode,
 };
@@ -31,6 +31,15 @@ pub fn refused(spec: &ModelDeploymentSpec, gateway: bool) -> Vec<Refused> {
     }
     if let Some(compression) = &spec.compression {
         steps(compression, spec.target(), &mut refuse);
+        if let Some(fault) = spec.recipe().and_then(|recipe| recipe.objective_fault()) {
+            refuse("spec.compression.gates", fault.into());
+        }
+        if compression.objective.is_some() && compression.data.is_none() {
+            refuse(
+                "spec.compression.data",
+                "a search judges its candidates by data; say where they are".into(),
+            );
+        }
     }
     serving(spec, &mut refuse);
     if !gateway {
@@ -53,9 +62,6 @@ fn steps(compression: &Compression, target: Target, refuse: &mut impl FnMut(&str
     if let Some(data) = &compression.data {
         source("spec.compression.data.uri", &data.uri, refuse);
     }
-    if compression.objective.is_some() {
-        refuse("spec.compression.objective", "searching is not there yet; name the steps".into());
-    }
     for (index, step) in compression.steps.iter().enumerate() {
         let path = |field: &str| format!("spec.compression.steps[{index}].{field}");
         if step.finetune.is_some() {
@@ -64,9 +70,8 @@ fn steps(compression: &Compression, target: Target, refuse: &mut impl FnMut(&str
         for (field, what) in step.faults(target) {
             refuse(&path(&field), what);
         }
-        let calibrates = |quantize: &Quantize| quantize.mode == QuantizeMode::Static;
-        if step.quantize.as_ref().is_some_and(calibrates) && compression.data.is_none() {
-            let seen = "mode Static measures ranges on data; say where they are";
+        if step.calibrates() && compression.data.is_none() {
+            let seen = "a step measures ranges or layers on data; say where they are";
             refuse("spec.compression.data", seen.into());
         }
     }
@@ -215,7 +220,6 @@ rollout: {strategy: Canary, analysis: {}}
                 "spec.model.uri",
                 "spec.model.format",
                 "spec.compression.data.uri",
-                "spec.compression.objective",
                 "spec.compression.steps[0].prune.sparsity",
                 "spec.compression.steps[1].finetune",
                 "spec.compression.steps[2].quantize.calibration",
@@ -225,6 +229,7 @@ rollout: {strategy: Canary, analysis: {}}
                 "spec.compression.steps[4].quantize.bits",
                 "spec.compression.steps[4].quantize.blockSize",
                 "spec.compression.steps[4].quantize.mode",
+                "spec.compression.gates",
                 "spec.runtime.engine",
                 "spec.runtime.tls",
                 "spec.rollout.strategy",

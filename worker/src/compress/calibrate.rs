@@ -107,7 +107,7 @@ pub fn calibrate(
 }
 
 /// `model` with exactly `tensors` as outputs, and which tensor each output shows.
-fn watch(model: &ModelProto, tensors: &[String]) -> (ModelProto, HashMap<String, String>) {
+pub fn watch(model: &ModelProto, tensors: &[String]) -> (ModelProto, HashMap<String, String>) {
     let mut watched = model.clone();
     let mut shown = HashMap::new();
     let Some(graph) = &mut watched.graph else { return (watched, shown) };
@@ -133,7 +133,7 @@ fn show(graph: &mut GraphProto, tensor: &str, names: &mut Names) -> String {
 }
 
 /// The elements of a tensor of 32-bit floats.
-fn floats(tensor: &Tensor) -> impl Iterator<Item = f32> {
+pub fn floats(tensor: &Tensor) -> impl Iterator<Item = f32> {
     let bytes: &[u8] =
         if tensor.datatype() == Datatype::Fp32 { tensor.data().as_ref() } else { &[] };
     let (chunks, _) = bytes.as_chunks::<4>();
@@ -141,7 +141,10 @@ fn floats(tensor: &Tensor) -> impl Iterator<Item = f32> {
 }
 
 /// The smallest and the largest element.
-fn extent(name: &str, tensor: &Tensor) -> Result<Range, Refusal> {
+///
+/// # Errors
+/// `NotFinite` for NaN or an infinity, with the tensor's `name`.
+pub fn extent(name: &str, tensor: &Tensor) -> Result<Range, Refusal> {
     let mut range = Range::EMPTY;
     for value in floats(tensor) {
         if !value.is_finite() {

@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
-use lithe::artifact::Manifest;
+use lithe::artifact::{Manifest, SearchReport};
 use lithe::recipe::Recipe;
 use lithe::units::human_bytes;
 
@@ -106,6 +106,7 @@ fn tell(progress: &Progress) {
             eprintln!("verified {} {}", human_bytes(*size), digest.short())
         }
         Progress::Tried => eprintln!("loaded and ran once in a limited process"),
+        Progress::Candidate { names } => eprintln!("trying {names} …"),
         Progress::Step { index, name } => eprintln!("step {}: {name} …", index + 1),
         Progress::Stepped { summary, size } => eprintln!("  {summary}; {}", human_bytes(*size)),
         Progress::Judging { samples } => eprintln!("  judging on {samples} samples …"),
@@ -116,6 +117,11 @@ fn tell(progress: &Progress) {
 /// What each step would match, without judging or writing anything.
 fn plan(request: &Request) -> Result<String, Error> {
     steps::check(&request.recipe, true)?;
+    if request.recipe.objective.is_some() {
+        let message = "a dry run lists what named steps would match; an objective has none yet";
+        let refusal = Refusal::new(lithe::names::reason::RECIPE_INVALID, message);
+        return Err(Error::refused(refusal, "spec.compression.objective"));
+    }
     let loaded = onnx::load(&request.model, &request.budget).map_err(|refusal| Error::Refused {
         refusal,
         field: Some("spec.model".into()),
@@ -147,6 +153,32 @@ fn plan(request: &Request) -> Result<String, Error> {
     Ok(text)
 }
 
+/// What a search tried and chose, a candidate in a line.
+fn searched(search: &SearchReport) -> Vec<String> {
+    let mut lines = Vec::new();
+    for one in &search.candidates {
+        let steps: Vec<String> = one.steps.iter().map(|step| step.written().to_string()).collect();
+        let figures = match (one.size, one.metric, one.speedup) {
+            (Some(size), Some(metric), Some(speedup)) => {
+                let memory =
+                    one.memory.map_or_else(String::new, |m| format!(", {}", human_bytes(m)));
+                format!("{}, {metric:.4}, {speedup:.2}x{memory}; ", human_bytes(size))
+            }
+            _ => String::new(),
+        };
+        let front = if one.front { "*" } else { " " };
+        lines.push(format!("tried   {front} {}: {figures}{}", steps.join(" "), one.verdict));
+    }
+    let steps: Vec<String> = search.chosen.iter().map(|step| step.written().to_string()).collect();
+    let steps = if steps.is_empty() {
+        "the original".to_owned()
+    } else {
+        format!("[{}]", steps.join(", "))
+    };
+    lines.push(format!("chosen    {steps} after {:.0} s", search.seconds));
+    lines
+}
+
 fn table(compressed: &Compressed) -> String {
     let manifest: &Manifest = &compressed.manifest;
     let mut lines = vec![format!("model     {}", compressed.model.display())];
@@ -157,6 +189,9 @@ fn table(compressed: &Compressed) -> String {
         human_bytes(manifest.source.size),
         human_bytes(manifest.model.size)
     ));
+    if let Some(search) = &manifest.search {
+        lines.extend(searched(search));
+    }
     for step in &manifest.steps {
         lines.push(format!("step      {}", super::step_line(step)));
         for skipped in &step.skipped {

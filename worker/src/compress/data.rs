@@ -180,6 +180,13 @@ impl Samples {
         }
     }
 
+    /// The first `most` of the samples, whole batches of a model that takes a fixed number.
+    pub fn first(&self, most: usize) -> Self {
+        let fixed = self.fixed.unwrap_or(1);
+        let whole = (most / fixed * fixed).max(fixed);
+        Self { count: self.count.min(whole), ..self.clone() }
+    }
+
     /// How many samples there are.
     pub fn count(&self) -> usize {
         self.count

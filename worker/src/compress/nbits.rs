@@ -46,35 +46,73 @@ pub fn quantize(weights: &[f32], columns: usize, layout: Layout) -> Option<Quant
     let blocks = layout.blocks(weights.len() / columns);
     let mut packed = Vec::with_capacity(columns * blocks * layout.bytes());
     let mut scales = Vec::with_capacity(columns * blocks);
-    let mut column = Vec::with_capacity(weights.len() / columns);
+    let mut numbers = Vec::with_capacity(weights.len() / columns);
     for at in 0..columns {
-        column.clear();
-        column.extend(weights.iter().skip(at).step_by(columns));
-        pack(&column, layout, &mut packed, &mut scales);
+        numbers.clear();
+        numbers.extend(weights.iter().skip(at).step_by(columns));
+        column(&numbers, layout, &mut packed, &mut scales);
     }
     Some(Quantized { packed, scales })
 }
 
 /// Appends the blocks of one column and their scales.
-fn pack(column: &[f32], layout: Layout, packed: &mut Vec<u8>, scales: &mut Vec<f32>) {
-    let middle = f32::from(1_u8 << (layout.bits - 1));
+fn column(column: &[f32], layout: Layout, packed: &mut Vec<u8>, scales: &mut Vec<f32>) {
     let mut integers = Vec::with_capacity(layout.blocks(column.len()) * layout.block);
     for block in column.chunks(layout.block) {
-        let scale = extreme(block) / -middle;
+        let scale = scale(block.iter(), layout);
         scales.push(scale);
-        let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-        let integer =
-            |weight: &f32| (weight * inverse + middle).round().clamp(0.0, 2.0 * middle - 1.0);
-        integers.extend(block.iter().map(|weight| integer(weight) as u8));
+        integers.extend(block.iter().map(|weight| integer(*weight, scale, layout)));
     }
-    let padding = layout.blocks(column.len()) * layout.block - column.len();
+    pack(integers, layout, packed);
+}
+
+/// The integers, [in, out], and scales, [blocks, out], of a row-major [in, out] matrix, not packed.
+pub fn round(weights: &[f32], columns: usize, layout: Layout) -> (Vec<u8>, Vec<f32>) {
+    let columns = columns.max(1);
+    let (mut integers, mut scales) = (Vec::with_capacity(weights.len()), Vec::new());
+    for block in weights.chunks(columns * layout.block) {
+        let own = (0..columns).map(|at| scale(block.iter().skip(at).step_by(columns), layout));
+        let own: Vec<f32> = own.collect();
+        let numbers = block.iter().zip(own.iter().cycle());
+        integers.extend(numbers.map(|(weight, scale)| integer(*weight, *scale, layout)));
+        scales.extend(own);
+    }
+    (integers, scales)
+}
+
+/// 2^(bits-1), the integer that is zero.
+fn middle(layout: Layout) -> f32 {
+    f32::from(1_u8 << (layout.bits - 1))
+}
+
+/// The scale of one block.
+pub fn scale<'a>(block: impl Iterator<Item = &'a f32>, layout: Layout) -> f32 {
+    extreme(block) / -middle(layout)
+}
+
+/// The integer nearest to `weight`.
+pub fn integer(weight: f32, scale: f32, layout: Layout) -> u8 {
+    let middle = middle(layout);
+    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+    (weight * inverse + middle).round().clamp(0.0, 2.0 * middle - 1.0) as u8
+}
+
+/// What `integer` stands for.
+pub fn float(integer: u8, scale: f32, layout: Layout) -> f32 {
+    (f32::from(integer) - middle(layout)) * scale
+}
+
+/// Appends the integers of one column, padded to whole blocks.
+pub fn pack(mut integers: Vec<u8>, layout: Layout, packed: &mut Vec<u8>) {
+    let count = integers.len();
+    let padding = layout.blocks(count) * layout.block - count;
     if layout.bits == 8 {
         packed.append(&mut integers);
         packed.resize(packed.len() + padding, 0);
         return;
     }
     integers.push(beyond(&integers, layout.block));
-    integers.resize(column.len() + padding.max(1), 0);
+    integers.resize(count + padding.max(1), 0);
     let (pairs, _) = integers.as_chunks::<2>();
     packed.extend(pairs.iter().map(|[low, high]| low | (high << 4)));
 }
@@ -88,7 +126,7 @@ fn beyond(integers: &[u8], block: usize) -> u8 {
 }
 
 /// The weight of largest magnitude; of two the smallest one, as the reference has it.
-fn extreme(block: &[f32]) -> f32 {
+fn extreme<'a>(block: impl Iterator<Item = &'a f32>) -> f32 {
     let (mut low, mut high) = (f32::MAX, f32::MIN);
     for weight in block {
         // Not `min`: of 0.0 and -0.0 the first one counts.

@@ -5,6 +5,8 @@
 //! kernels; anywhere else they would cost time and accuracy. The numbers are those of
 //! `onnxruntime.quantization.quantize_static` under the same options.
 
+pub mod adaptive;
+pub mod correction;
 pub mod parameters;
 pub mod placement;
 pub mod rewrite;
@@ -13,7 +15,7 @@ pub mod weight;
 
 use std::collections::HashSet;
 
-use lithe::recipe::{Embeddings, Optimize, Quantize, Target};
+use lithe::recipe::{Embeddings, Optimize, Quantize, Rounding, Target};
 
 use crate::compress::calibrate::{self, Feed, Measured, Method, Range};
 use crate::compress::change::{Change, Runner, recipe_invalid};
@@ -75,23 +77,29 @@ pub fn quantize_static(
     let method = Method { calibration, integers: Integers::of(target) };
     let Measured { mut ranges, samples } =
         calibrate::calibrate(&model, &measured(&placement), method, feed)?;
-    let Some(mut main) = model.graph.take() else { return Ok((model, change)) };
+    let Some(main) = &model.graph else { return Ok((model, change)) };
     // A Softmax can give anything from 0 to 1, whatever the calibration data made of it.
     for node in main.node.iter().filter(|node| operators::is(node, "Softmax")) {
         ranges
             .entry(output(node, 0).to_owned())
             .and_modify(|range| *range = Range { low: 0.0, high: 1.0 });
     }
-    report(&main, &placement, gathered, &mut change);
-    let rounded = Rounded::default();
-    let decided = Decided {
-        seen: &seen,
-        placement: &placement,
-        ranges: &ranges,
-        step,
-        target,
-        rounded: &rounded,
+    report(main, &placement, gathered, &mut change);
+    let none = Rounded::new();
+    let (placement, ranges) = (&placement, &ranges);
+    let decided = Decided { seen: &seen, placement, ranges, step, target, rounded: &none };
+    let rounded = match step.rounding {
+        Some(Rounding::AdaRound) => adaptive::round(&model, decided, feed, &mut change)?,
+        _ => Rounded::new(),
     };
+    if step.bias_correction {
+        let decided = Decided { rounded: &rounded, ..decided };
+        let corrected = correction::correct(&mut model, decided, feed)?;
+        change.done.push(format!("{corrected} biases corrected"));
+    }
+    let Some(mut main) = model.graph.take() else { return Ok((model, change)) };
+    let seen = graph::constants(&main);
+    let decided = Decided { seen: &seen, rounded: &rounded, ..decided };
     rewrite::rewrite(&mut main, decided)?;
     if target != Target::TensorRT {
         let mut names = Names::of(&main);

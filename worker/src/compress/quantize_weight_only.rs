@@ -4,12 +4,14 @@
 
 use std::collections::HashMap;
 
-use lithe::recipe::{Embeddings, Quantize};
+use lithe::recipe::{Embeddings, Quantize, Rounding};
 
+use crate::compress::calibrate::Feed;
 use crate::compress::change::{Change, not_finite};
-use crate::compress::nbits::{self, Layout};
+use crate::compress::moments::{self, Reading};
+use crate::compress::nbits::{self, Layout, Quantized};
 use crate::compress::products::{self, Form, label};
-use crate::compress::{embeddings, exclude, normalise};
+use crate::compress::{embeddings, exclude, gptq, normalise};
 use crate::onnx::graph::{self, Constants, Names, input, int, output};
 use crate::onnx::{GraphProto, ModelProto, NodeProto, Refusal, TensorProto, operators, weights};
 
@@ -25,24 +27,29 @@ const BLOCK: u32 = 32;
 /// The oldest operator set whose Add takes a bias without saying along which axis.
 const OLDEST: i64 = 7;
 
-/// Quantizes the weights of `model`.
+/// Quantizes the weights of `model`; `feed` runs calibration samples where the step rounds by them.
 ///
 /// # Errors
-/// `RecipeInvalid` when nothing matches or `exclude` names no node; `NotFinite` for a weight that
-/// is NaN or infinite.
+/// `RecipeInvalid` when nothing matches or `exclude` names no node; `NotFinite` for a weight or an
+/// activation that is NaN or infinite; what `feed` says.
 pub fn quantize_weight_only(
     mut model: ModelProto,
     step: &Quantize,
+    feed: Feed<'_>,
 ) -> Result<(ModelProto, Change), Refusal> {
     let block = step.block_size.unwrap_or(BLOCK) as usize;
     let layout = Layout { bits: step.bits.unwrap_or(BITS), block };
     let mut change = Change::default();
     normalise::normalise(&mut model, &mut Change::default());
     exclude::check(&model, &step.exclude)?;
+    let opset = operators::opset(&model);
+    let chosen = match step.rounding {
+        Some(Rounding::Gptq) => chosen(&model, (step, layout, opset), feed, &mut change)?,
+        _ => HashMap::new(),
+    };
     let Some(mut main) = model.graph.take() else { return Ok((model, change)) };
     let names = Names::of(&main);
-    let opset = operators::opset(&model);
-    let mut pass = Pass { step, layout, opset, names, matmul: 0, gemm: 0, gather: 0 };
+    let mut pass = Pass { step, layout, opset, names, chosen, matmul: 0, gemm: 0, gather: 0 };
     graph::scopes(&mut main, &Constants::new(), &mut |graph, seen| {
         pass.graph(graph, seen, &mut change)
     })?;
@@ -63,9 +70,53 @@ struct Pass<'a> {
     layout: Layout,
     opset: i64,
     names: Names,
+    /// Integers that GPTQ chose.
+    chosen: HashMap<(String, bool, u32), Quantized>,
     matmul: u64,
     gemm: u64,
     gather: u64,
+}
+
+/// The integers that GPTQ chooses for the matrices of the main graph, by [`Form::key`].
+fn chosen(
+    model: &ModelProto,
+    (step, layout, opset): (&Quantize, Layout, i64),
+    feed: Feed<'_>,
+    change: &mut Change,
+) -> Result<HashMap<(String, bool, u32), Quantized>, Refusal> {
+    let Some(main) = &model.graph else { return Ok(HashMap::new()) };
+    let seen = graph::constants(main);
+    let mut layers: Vec<(NodeProto, Reading)> = Vec::new();
+    for node in main.node.iter().filter(|node| products::is_product(node)) {
+        let Ok(weight) = fitting(node, &seen, (step, layout, opset)) else { continue };
+        let form = products::form(node);
+        let (_, dims) = products::matrix(weight, form);
+        let rows = dims.first().and_then(|rows| usize::try_from(*rows).ok()).unwrap_or(0);
+        let reading = Reading::Rows(rows);
+        if form.transposed_input || reading.bytes().is_none() {
+            change
+                .skip(node, "rounded to the nearest: its input is transposed or too wide for GPTQ");
+            continue;
+        }
+        layers.push((node.clone(), reading));
+    }
+    let mut chosen = HashMap::new();
+    moments::gather(model, &layers, feed, &mut |node, moments| {
+        let Some(weight) = seen.get(input(node, 1)) else { return Ok(()) };
+        let form = products::form(node);
+        // A matrix that several nodes read rounds for the first of them.
+        if chosen.contains_key(&form.key(weight)) {
+            return Ok(());
+        }
+        let (values, dims) = products::matrix(weight, form);
+        let moments = moments.groups.first().map(Vec::as_slice).unwrap_or_default();
+        let quantized = gptq::quantize(&values, products::last(&dims), layout, moments)
+            .ok_or_else(|| not_finite(&weight.name, node))?;
+        chosen.insert(form.key(weight), quantized);
+        Ok(())
+    })?;
+    change.done.push(format!("{} matrices rounded by GPTQ", chosen.len()));
+    Ok(chosen)
 }
 
 /// A matrix in blocks: the names of its integers and scales, and its shape.
@@ -85,6 +136,29 @@ struct New {
     weights: HashMap<(String, bool, u32), Blocks>,
 }
 
+/// The constant matrix of `node` that becomes smaller in blocks, or why there is none.
+fn fitting<'c>(
+    node: &NodeProto,
+    seen: &'c Constants,
+    (step, layout, opset): (&Quantize, Layout, i64),
+) -> Result<&'c TensorProto, &'static str> {
+    let weight = products::weight(node, seen, step.exclude.contains(&node.name))?;
+    let (rows, columns) = match (weight.dims.as_slice(), products::form(node)) {
+        ([columns, rows], Form { transposed_weight: true, .. }) => (*rows, *columns),
+        ([rows, columns], _) => (*rows, *columns),
+        _ => return Err("its weights have more than two dimensions"),
+    };
+    if node.op_type == "Gemm" && opset < OLDEST {
+        return Err("the operator set is older than 7");
+    }
+    let size = |dim: i64| usize::try_from(dim).unwrap_or(0);
+    let blocks = layout.blocks(size(rows)).saturating_mul(size(columns));
+    if blocks.saturating_mul(layout.bytes() + 4) as u64 >= weights::size(weight) {
+        return Err("its columns are too short for blocks of this size to gain");
+    }
+    Ok(weight)
+}
+
 impl Pass<'_> {
     fn graph(
         &mut self,
@@ -98,7 +172,7 @@ impl Pass<'_> {
                 new.nodes.push(node);
                 continue;
             }
-            match self.weight(&node, seen) {
+            match fitting(&node, seen, (self.step, self.layout, self.opset)) {
                 Ok(weight) => self.replace(&node, weight, seen, &mut new)?,
                 Err(why) => {
                     change.skip(&node, why);
@@ -112,30 +186,6 @@ impl Pass<'_> {
             self.gather += embeddings::quantize(graph, seen, self.step, &mut self.names, change)?;
         }
         Ok(())
-    }
-
-    /// The constant matrix of `node` that becomes smaller in blocks, or why there is none.
-    fn weight<'c>(
-        &self,
-        node: &NodeProto,
-        seen: &'c Constants,
-    ) -> Result<&'c TensorProto, &'static str> {
-        let excluded = self.step.exclude.contains(&node.name);
-        let weight = products::weight(node, seen, excluded)?;
-        let (rows, columns) = match (weight.dims.as_slice(), products::form(node)) {
-            ([columns, rows], Form { transposed_weight: true, .. }) => (*rows, *columns),
-            ([rows, columns], _) => (*rows, *columns),
-            _ => return Err("its weights have more than two dimensions"),
-        };
-        if node.op_type == "Gemm" && self.opset < OLDEST {
-            return Err("the operator set is older than 7");
-        }
-        let size = |dim: i64| usize::try_from(dim).unwrap_or(0);
-        let blocks = self.layout.blocks(size(rows)).saturating_mul(size(columns));
-        if blocks.saturating_mul(self.layout.bytes() + 4) as u64 >= weights::size(weight) {
-            return Err("its columns are too short for blocks of this size to gain");
-        }
-        Ok(weight)
     }
 
     /// MatMulNBits [-> Add].
@@ -194,8 +244,11 @@ impl Pass<'_> {
         }
         let (values, dims) = products::matrix(weight, form);
         let columns = products::last(&dims);
-        let quantized = nbits::quantize(&values, columns, self.layout)
-            .ok_or_else(|| not_finite(&weight.name, node))?;
+        let quantized = match self.chosen.get(&key) {
+            Some(quantized) => quantized.clone(),
+            None => nbits::quantize(&values, columns, self.layout)
+                .ok_or_else(|| not_finite(&weight.name, node))?,
+        };
         let rows = values.len() / columns.max(1);
         let blocks = Blocks {
             packed: self.names.fresh(&format!("{}_Q{}", weight.name, self.layout.bits)),

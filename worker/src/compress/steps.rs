@@ -7,19 +7,20 @@ use crate::compress::calibrate::Visitor;
 use crate::compress::change::{Change, recipe_invalid};
 use crate::compress::data::Samples;
 use crate::compress::{
-    Error, VERSION, feed, gates, optimize, prune, quantize_dynamic, quantize_float16,
+    Error, VERSION, equalize, feed, gates, optimize, prune, quantize_dynamic, quantize_float16,
     quantize_static, quantize_weight_only, shapes,
 };
 use crate::onnx::{ModelProto, Refusal, graph, walk};
 use crate::runtime::{Options, Session};
 
 const NO_CALIBRATION: &str =
-    "quantize with mode Static measures ranges on data, and none were given";
+    "a step measures ranges or layers on calibration data, and none were given";
 
 /// The spec field of the step at `index`.
 pub fn field(index: usize, step: &Step) -> String {
     let name = match step {
         Step { optimize: Some(_), .. } => ".optimize",
+        Step { equalize: Some(_), .. } => ".equalize",
         Step { prune: Some(_), .. } => ".prune",
         Step { finetune: Some(_), .. } => ".finetune",
         Step { quantize: Some(_), .. } => ".quantize",
@@ -31,8 +32,7 @@ pub fn field(index: usize, step: &Step) -> String {
 /// Refuses what this version cannot do, and what cannot be right, before any work.
 pub fn check(recipe: &Recipe, has_data: bool) -> Result<(), Error> {
     if recipe.objective.is_some() {
-        let message = "this version does not search for steps; name them in steps";
-        return refuse(reason::UNSUPPORTED, message, "spec.compression.objective");
+        return check_objective(recipe, has_data);
     }
     for (index, step) in recipe.steps.iter().enumerate() {
         check_step(index, step, recipe.target.unwrap_or_default())?;
@@ -46,10 +46,30 @@ pub fn check(recipe: &Recipe, has_data: bool) -> Result<(), Error> {
     }
 }
 
-/// Whether a step of `recipe` measures ranges on calibration data.
+/// A search needs data that judge, and a bound that keeps the smallest model from being the worst one.
+fn check_objective(recipe: &Recipe, has_data: bool) -> Result<(), Error> {
+    const FIELD: &str = "spec.compression.objective";
+    if !recipe.steps.is_empty() {
+        let message = "give either steps, or an objective to search for them";
+        return refuse(reason::RECIPE_INVALID, message, FIELD);
+    }
+    if !has_data {
+        let message = "a search judges its candidates by data, and none were given";
+        return refuse(reason::DATA_INVALID, message, "spec.compression.data");
+    }
+    if let Some(fault) = recipe.objective_fault() {
+        return refuse(reason::RECIPE_INVALID, fault, "spec.compression.gates");
+    }
+    let budget = recipe.objective.as_ref().and_then(|objective| objective.budget.as_ref());
+    if let Some(Err(error)) = budget.map(lithe::units::Duration::parse) {
+        return refuse(reason::RECIPE_INVALID, error.to_string(), &format!("{FIELD}.budget"));
+    }
+    recipe.gates.iter().try_for_each(|gates| check_gates(gates, recipe, has_data))
+}
+
+/// Whether something in `recipe` measures on calibration data.
 pub fn calibrates(recipe: &Recipe) -> bool {
-    let quantizes = recipe.steps.iter().filter_map(|step| step.quantize.as_ref());
-    quantizes.into_iter().any(|quantize| quantize.mode == QuantizeMode::Static)
+    recipe.objective.is_some() || recipe.steps.iter().any(Step::calibrates)
 }
 
 fn refuse(reason: &'static str, message: impl Into<String>, field: &str) -> Result<(), Error> {
@@ -58,12 +78,19 @@ fn refuse(reason: &'static str, message: impl Into<String>, field: &str) -> Resu
 }
 
 fn check_step(index: usize, step: &Step, target: Target) -> Result<(), Error> {
-    let Step { optimize, prune, finetune, quantize } = step;
-    let set = [optimize.is_some(), prune.is_some(), finetune.is_some(), quantize.is_some()];
+    let Step { optimize, equalize, prune, finetune, quantize } = step;
+    let set = [
+        optimize.is_some(),
+        equalize.is_some(),
+        prune.is_some(),
+        finetune.is_some(),
+        quantize.is_some(),
+    ];
     let path = field(index, step);
     if set.iter().filter(|set| **set).count() != 1 {
-        let message =
-            format!("step {index} is not exactly one of optimize, prune, finetune, quantize");
+        let message = format!(
+            "step {index} is not exactly one of optimize, equalize, prune, finetune, quantize"
+        );
         return refuse(reason::RECIPE_INVALID, message, &path);
     }
     if finetune.is_some() {
@@ -117,8 +144,15 @@ pub fn run(
     step: &Step,
     Means { calibration, target }: Means<'_>,
 ) -> Result<(ModelProto, Change), Error> {
+    // `check` refuses a step that calibrates and has no data.
+    let feed = |model: &ModelProto, visit: Visitor<'_>| match calibration {
+        Some(samples) => feed::feed(samples, model, visit),
+        None => Err(Refusal::new(reason::DATA_INVALID, NO_CALIBRATION)),
+    };
     let result = if let Some(step) = &step.optimize {
         optimize::optimize(model, step, &evaluate)
+    } else if let Some(step) = &step.equalize {
+        equalize::equalize(model, step, &evaluate, &feed)
     } else if let Some(step) = &step.prune {
         prune::prune(model, step, &shapes::shapes, &evaluate)
     } else if let Some(step) = &step.quantize {
@@ -126,15 +160,11 @@ pub fn run(
         match step.mode {
             QuantizeMode::Dynamic => quantize_dynamic::quantize_dynamic(model, step),
             QuantizeMode::Static => {
-                let Some(samples) = calibration else {
-                    let refusal = Refusal::new(reason::DATA_INVALID, NO_CALIBRATION);
-                    return Err(Error::refused(refusal, "spec.compression.data"));
-                };
-                let feed =
-                    |model: &ModelProto, visit: Visitor<'_>| feed::feed(samples, model, visit);
                 quantize_static::quantize_static(model, (step, target), &evaluate, &feed)
             }
-            QuantizeMode::WeightOnly => quantize_weight_only::quantize_weight_only(model, step),
+            QuantizeMode::WeightOnly => {
+                quantize_weight_only::quantize_weight_only(model, step, &feed)
+            }
             QuantizeMode::Float16 => quantize_float16::quantize_float16(model, step),
         }
     } else {

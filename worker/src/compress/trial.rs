@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use lithe::artifact::TensorSignature;
 use lithe::names::reason;
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, UsageWho, getrusage, setrlimit};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
@@ -49,11 +49,12 @@ impl Limits {
     }
 }
 
-/// Tries `model` in a child made from `program`, which is `lithe-worker` itself.
+/// Tries `model` in a child made from `program`, which is `lithe-worker` itself; returns the child's
+/// peak resident memory in bytes.
 ///
 /// # Errors
 /// [`Fault::Refused`] for what is the model's fault, [`Fault::Broken`] for what is the machine's.
-pub fn trial(program: &Path, model: &[u8], limits: Limits) -> Result<(), Fault> {
+pub fn trial(program: &Path, model: &[u8], limits: Limits) -> Result<u64, Fault> {
     let mut file = tempfile::tempfile()?;
     file.write_all(model)?;
     file.seek(SeekFrom::Start(0))?;
@@ -73,7 +74,11 @@ pub fn trial(program: &Path, model: &[u8], limits: Limits) -> Result<(), Fault> 
         .process_group(0)
         .spawn()?;
     let status = wait(&mut child, limits.clock)?;
-    verdict(status, &said(words)?, limits)
+    let words = said(words)?;
+    verdict(status, &words, limits)?;
+    words.parse().map_err(|_| {
+        Fault::Broken(std::io::Error::other(format!("it said {words:?} in place of its memory")))
+    })
 }
 
 /// Why a trial did not succeed.
@@ -178,10 +183,14 @@ pub struct Args {
     processor: u64,
 }
 
-/// The child: limits itself, loads the model, runs it once on zeros. Returns the exit code.
+/// The child: limits itself, loads the model, runs it once on zeros, and says how much memory it took.
+/// Returns the exit code.
 pub fn child(args: &Args) -> i32 {
     match attempt(args) {
-        Ok(()) => 0,
+        Ok(peak) => {
+            println!("{peak}");
+            0
+        }
         Err(Attempt::Refused(words)) => {
             println!("{words}");
             EXIT_REFUSED
@@ -198,7 +207,7 @@ enum Attempt {
     Broken(String),
 }
 
-fn attempt(args: &Args) -> Result<(), Attempt> {
+fn attempt(args: &Args) -> Result<u64, Attempt> {
     let broken = |error: nix::Error| Attempt::Broken(format!("limit the process: {error}"));
     // The parent may die first: then nobody waits for us.
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(broken)?;
@@ -217,7 +226,11 @@ fn attempt(args: &Args) -> Result<(), Attempt> {
     // Zeros need not make sense to the model, so its complaint proves nothing; a crash or a hang does.
     match session.run(&inputs, &[]) {
         Err(error) if out_of_memory(&error.to_string()) => Err(Attempt::Refused(error.to_string())),
-        _ => Ok(()),
+        _ => {
+            let usage = getrusage(UsageWho::RUSAGE_SELF).map_err(broken)?;
+            // Linux counts in KiB.
+            Ok(u64::try_from(usage.max_rss()).unwrap_or(0) * 1024)
+        }
     }
 }
 
