@@ -377,11 +377,14 @@ mod tests {
         assert_eq!(bytes.first().unwrap().1.strings(), ["a", "b"]);
     }
 
+    /// Inputs with their types, how they are read, from what, and the words of the refusal.
+    type Case<'a> = (&'a [(&'a str, &'a str)], Read, &'a str, &'a str);
+
     #[test]
     fn what_does_not_fit_is_refused_in_one_sentence() {
         let x = [("x", "FP32")];
         let two = [("x", "INT64"), ("s", "BYTES")];
-        let cases: [(&[(&str, &str)], Read, &str, &str); 18] = [
+        let cases: [Case<'_>; 18] = [
             (&x, rows, "[[1,2],[3]]", "different lengths"),
             (&x, rows, "[[1],2]", "different depths"),
             (&x, rows, "[1,[2]]", "different depths"),

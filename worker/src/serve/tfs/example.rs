@@ -153,7 +153,7 @@ fn row(declared: &[i64], count: usize) -> Result<Vec<usize>, String> {
     let open = dims.iter().filter(|dim| **dim < 0).count();
     let size = match open {
         0 => (fixed == count).then_some(0),
-        1 => (fixed > 0 && count % fixed == 0).then(|| count / fixed),
+        1 => (fixed > 0 && count.is_multiple_of(fixed)).then(|| count / fixed),
         _ => {
             return Err(format!(
                 "a row of shape {dims:?} has more than one open dimension: use Predict"
