@@ -56,9 +56,8 @@ enum Verb {
     Bench {
         /// What is measured.
         name: bench::Bench,
-        /// Print JSON lines.
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        options: bench::Options,
     },
     /// Fuzz what reads bytes from outside.
     Fuzz(fuzz::Fuzz),
@@ -97,7 +96,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Kubeconfig => println!("{}", cluster::kubeconfig()?.display()),
         Verb::RuntimeLibrary => println!("{}", images::runtime_library()?.display()),
         Verb::Clients(which) => loopback::clients(&which)?,
-        Verb::Bench { name, json } => bench::bench(name, json)?,
+        Verb::Bench { name, options } => bench::bench(name, &options)?,
         Verb::Fuzz(what) => fuzz::fuzz(&what)?,
         Verb::Test => suite::test()?,
     }
