@@ -2,8 +2,10 @@
 //! nor allocate what the bytes merely claim, and what it accepts must survive a round trip. libFuzzer
 //! calls them, and `worker/tests/fuzz.rs` on the committed seeds.
 
+use lithe::artifact::TensorSignature;
 use lithe::recipe::{Optimize, Quantize, Recipe};
-use lithe_worker::compress::{npz, optimize, quantize_dynamic, steps};
+use lithe_worker::compress::data::source;
+use lithe_worker::compress::{optimize, quantize_dynamic, steps};
 use lithe_worker::onnx::{self, Budget, graph};
 
 /// Weights and nodes that a fuzzed model may have: enough for every path, little enough to be quick.
@@ -25,14 +27,16 @@ pub fn model(bytes: &[u8]) {
     }
 }
 
-/// A NumPy archive.
+/// Evaluation data of any format.
 pub fn npz(bytes: &[u8]) {
     use std::io::Write as _;
     let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
     file.write_all(bytes).expect("write a temporary file");
-    let Ok(arrays) = npz::read(file.path()) else { return };
-    for (_, tensor) in arrays {
-        tensor.to_f64();
+    let input = TensorSignature { name: "x".into(), datatype: "FP32".into(), shape: vec![-1, 4] };
+    let Ok(arrays) = source::open(file.path(), &[input]) else { return };
+    for (_, column) in arrays {
+        // What was accepted is there: a row of it can be read.
+        column.rows(0, 1).expect("the first row of an accepted array");
     }
 }
 

@@ -23,6 +23,10 @@ pub const MODEL_DOC_MEDIA_TYPE: &str = "application/vnd.cncf.model.doc.v1.raw";
 pub const FILEPATH_ANNOTATION: &str = "org.cncf.model.filepath";
 /// The file name of the model inside an artifact.
 pub const MODEL_FILE: &str = "model.onnx";
+/// The media type of a layer that is the report for people.
+pub const REPORT_MEDIA_TYPE: &str = "application/vnd.lithe.report.v1+html";
+/// The file name of the report inside an artifact.
+pub const REPORT_FILE: &str = "report.html";
 /// The file name of the Manifest inside an artifact.
 pub const MANIFEST_FILE: &str = "manifest.json";
 
@@ -63,8 +67,33 @@ pub struct Manifest {
     /// Each gate that was checked.
     #[serde(default)]
     pub gates: Vec<GateResult>,
+    /// The layers of the compressed model that have weights.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<LayerReport>,
+    /// Activations that are kept in 8 bits with ranges measured before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub activations: Vec<ActivationReport>,
+    /// The page with all of this for people, beside the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub report: Option<File>,
+    /// The memory of both models, when it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemoryReport>,
     /// What made and measured it.
     pub environment: Environment,
+}
+
+impl Manifest {
+    /// Where the report lies, of an artifact at `uri`: in a registry a blob by its digest, elsewhere
+    /// the file beside the model.
+    pub fn report_uri(&self, uri: &str) -> Option<String> {
+        let report = self.report.as_ref()?;
+        let registry = uri.strip_prefix("oci://").and_then(|rest| rest.split_once('@'));
+        Some(match registry {
+            Some((name, _)) => format!("oci://{name}@{}", report.digest),
+            None => format!("{uri}/{}", report.name),
+        })
+    }
 }
 
 /// The model as it came.
@@ -194,6 +223,47 @@ pub struct Excluded {
     pub noise: f64,
 }
 
+/// One layer of the compressed model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LayerReport {
+    /// The node's name, else that of its output.
+    pub name: String,
+    /// The operator, such as `Conv`.
+    pub op: String,
+    /// Numbers in its weights.
+    pub parameters: u64,
+    /// Bits of one weight.
+    pub bits: u64,
+    /// The share of its weights that are zero.
+    pub sparsity: f64,
+    /// The signal-to-noise ratio of its output against the original's in dB, errors of earlier layers
+    /// included; 200 for equal outputs, absent where the original has no such output or without data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal_to_noise: Option<f64>,
+    /// Why a step left it alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_alone: Option<String>,
+}
+
+/// The values of one activation of the original, and where static quantization clips them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ActivationReport {
+    /// The activation.
+    pub name: String,
+    /// The lower end of the first bin.
+    pub low: f64,
+    /// The upper end of the last bin.
+    pub high: f64,
+    /// Values in each bin.
+    pub counts: Vec<u64>,
+    /// The smallest value that 8 bits hold.
+    pub clip_low: f64,
+    /// The largest value that 8 bits hold.
+    pub clip_high: f64,
+}
+
 /// Nodes that a step left alone, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -223,6 +293,9 @@ pub struct EvaluationReport {
     pub original: f64,
     /// The compressed model's value.
     pub compressed: f64,
+    /// Between which figures that lies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval: Option<Interval>,
     /// The share of samples with the same largest output.
     pub agreement: f64,
     /// The mean cosine of the outputs.
@@ -248,6 +321,48 @@ pub struct LatencyReport {
     pub pairs: u64,
     /// Samples per inference.
     pub batch_size: u64,
+    /// Between which figures the speed-up lies; absent with too few pairs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval: Option<Interval>,
+    /// The same for the seconds of the compressed model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compressed_interval: Option<Interval>,
+}
+
+/// Between which figures a measured one lies.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Interval {
+    /// The lower end.
+    pub low: f64,
+    /// The upper end.
+    pub high: f64,
+    /// How sure that is: 0.95 misses on each side once in forty times. 1 for what is exact.
+    pub confidence: f64,
+    /// How it was computed: `Wilson`, `Tango`, `paired t`, `jackknife`, `DeLong`, `sign test`, `exact`.
+    pub method: String,
+}
+
+/// Whether a gate holds, as far as the samples tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GateVerdict {
+    /// The whole interval satisfies the bound.
+    #[default]
+    Held,
+    /// No part of the interval satisfies the bound.
+    Failed,
+    /// The bound lies within the interval, or there are too few samples for one.
+    Undecided,
+}
+
+/// The most memory of a process that loads a model and answers, for both models, in bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MemoryReport {
+    /// The original's.
+    pub original: u64,
+    /// The compressed model's.
+    pub compressed: u64,
 }
 
 /// One gate, its bound and the figure it saw.
@@ -260,8 +375,21 @@ pub struct GateResult {
     pub bound: String,
     /// The figure that was measured, as text with its unit.
     pub measured: String,
-    /// Whether it held.
+    /// Whether the model may be served as far as this gate says: it held, or it is undecided and
+    /// `whenUndecided` let the figure decide.
     pub passed: bool,
+    /// What the samples tell.
+    #[serde(default)]
+    pub verdict: GateVerdict,
+    /// The measured figure in the bound's own unit (shares, not percent).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<f64>,
+    /// Between which figures it lies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval: Option<Interval>,
+    /// How many samples or pairs would decide an undecided gate, if the figure stays as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decides_at: Option<u64>,
 }
 
 /// What made and measured an artifact.
@@ -335,6 +463,9 @@ pub struct Made {
     /// Samples that judged it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub samples: Option<u64>,
+    /// Where the report for people lies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub report: Option<String>,
     /// The steps in one line each, such as `quantize.dynamic: 24 MatMul, 3 Gather; 69.1 MB -> 17.6 MB`.
     #[serde(default)]
     pub steps: Vec<String>,

@@ -19,7 +19,7 @@ pub use equalize::{Equalize, EqualizeMethod};
 pub use finetune::{
     BatchNormalization, Finetune, LearningRate, Loss, Optimizer, OptimizerKind, Schedule, Teacher,
 };
-pub use gates::{Evaluation, Gates, Metric, OnFailure};
+pub use gates::{Evaluation, Gates, Metric, OnFailure, WhenUndecided};
 pub use prune::{Prune, PruneScope, Structure};
 pub use quantize::{
     Calibration, Convolutions, Embeddings, Fallback, Granularity, Quantize, QuantizeMode,
@@ -62,10 +62,12 @@ impl Recipe {
 impl Recipe {
     /// What an objective lacks: without a bound on the metric the smallest model would be the worst one.
     pub fn objective_fault(&self) -> Option<&'static str> {
-        let bounds = |gates: &Gates| gates.max_drop.is_some() || gates.minimum.is_some();
+        let bounds = |gates: &Gates| {
+            gates.max_drop.is_some() || gates.minimum.is_some() || gates.maximum.is_some()
+        };
         let bounded = self.gates.as_ref().is_some_and(bounds);
         (self.objective.is_some() && !bounded)
-            .then_some("an objective needs gates.maxDrop or gates.minimum: nothing else keeps the smallest model from being the worst")
+            .then_some("an objective needs gates.maxDrop, gates.minimum or gates.maximum: nothing else keeps the smallest model from being the worst")
     }
 }
 

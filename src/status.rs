@@ -147,6 +147,10 @@ pub struct ArtifactStatus {
     /// Samples that judged it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub samples: Option<u64>,
+    /// Where the report for people lies, an HTML page. In a registry it is a blob:
+    /// `oras blob fetch --output report.html` with what stands after `oci://`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub report: Option<String>,
     /// The steps in one line each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub steps: Vec<String>,
@@ -186,6 +190,7 @@ impl ArtifactStatus {
             cosine: made.cosine.map(number),
             speedup_text: made.speedup.map(|ratio| format!("{ratio:.2}x")),
             samples: made.samples,
+            report: made.report.clone(),
             steps: made.steps.clone(),
             chosen: made.chosen.clone(),
             fallback: made.fallback.clone(),

@@ -114,7 +114,8 @@ pub fn references() -> Result<()> {
             .args(["-m", "pytest", "-q", "-p", "no:cacheprovider"])
             .args(["test_reference.py", "test_prune.py", "test_static.py", "test_weights.py"])
             .args(["test_backend.py", "test_batch_norm.py", "test_determinism.py"])
-            .arg("test_savers.py"),
+            .arg("test_savers.py")
+            .arg("test_judging.py"),
     )
 }
 

@@ -157,6 +157,7 @@ fn pretended(request: &Digest, now: &Time) -> ArtifactStatus {
         original_size: 0,
         reused: true,
         fallback: None,
+        report: None,
         metric: None,
         original_value: None,
         value: None,

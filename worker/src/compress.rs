@@ -5,6 +5,7 @@
 
 pub mod adaround;
 pub mod batch_norm;
+pub mod bench;
 pub mod calibrate;
 pub mod change;
 pub mod cli;
@@ -26,12 +27,12 @@ pub mod gates;
 pub mod gptq;
 pub mod int8;
 pub mod latency;
+pub mod layers;
 pub mod lstm;
 pub mod metrics;
 pub mod moments;
 pub mod nbits;
 pub mod normalise;
-pub mod npz;
 pub mod opset;
 pub mod optimize;
 pub mod output;
@@ -42,8 +43,10 @@ pub mod quantize_dynamic;
 pub mod quantize_float16;
 pub mod quantize_static;
 pub mod quantize_weight_only;
+pub mod report;
 pub mod search;
 pub mod shapes;
+pub mod statistics;
 mod step;
 pub mod steps;
 pub mod trial;
@@ -52,7 +55,7 @@ use std::path::{Path, PathBuf};
 
 use lithe::Digest;
 use lithe::artifact::{
-    EvaluationReport, File, GateResult, MANIFEST_SCHEMA, MODEL_FILE, Made, Manifest, Source,
+    File, MANIFEST_SCHEMA, MODEL_FILE, Made, Manifest, MemoryReport, REPORT_FILE, Source,
     StepReport, TensorSignature,
 };
 use lithe::names::reason;
@@ -61,10 +64,11 @@ use lithe::units::human_bytes;
 
 use crate::onnx::{self, Budget, ModelProto, Refusal, graph, operators};
 use crate::runtime::{self, Options, RuntimeError, Session};
-use data::{Samples, Splits};
+use crate::tensor::Tensor;
+use bench::{Bench, Judged};
+use data::{DataError, Samples, Splits};
 pub use error::Error;
-use evaluate::Judge;
-use metrics::Rows;
+use layers::Layers;
 
 /// The version of the worker: part of every artifact's key, since another version may write other bytes.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -124,6 +128,11 @@ pub enum Progress {
         /// Samples of the evaluation split.
         samples: usize,
     },
+    /// So many of them are judged.
+    Judged {
+        /// Samples that are done.
+        samples: usize,
+    },
     /// The artifact was written.
     Written,
 }
@@ -139,6 +148,8 @@ pub struct Compressed {
     pub manifest_path: PathBuf,
     /// The digest of the manifest file.
     pub manifest_digest: Digest,
+    /// The page for people, when there is one.
+    pub report: Option<PathBuf>,
     /// Which gate failed, when this is the original because of `onFailure: ServeOriginal`.
     pub fallback: Option<String>,
 }
@@ -167,7 +178,7 @@ fn make(
 ) -> Result<Compressed, Error> {
     let recipe = &request.recipe;
     let original_bytes = graph::serialise(&loaded.model);
-    try_out(request, &original_bytes)?;
+    try_out(request, &original_bytes, &[])?;
     progress(Progress::Tried);
     let source = Source {
         digest: loaded.digest.clone(),
@@ -181,7 +192,7 @@ fn make(
     // A clone of the model shares its weights; its bytes would hold them once more through all steps.
     drop(original_bytes);
     let untouched = loaded.model.clone();
-    let data_digest = request.data.as_deref().map(output::digest_file).transpose()?;
+    let data_digest = request.data.as_deref().map(output::digest_data).transpose()?;
     let splits = match &request.data {
         Some(path) if !recipe.steps.is_empty() || recipe.objective.is_some() => {
             Some(read_splits(path, recipe, &original)?)
@@ -193,7 +204,7 @@ fn make(
     let bench = splits
         .as_ref()
         .zip(original.as_ref())
-        .map(|(splits, original)| Bench::new(&splits.evaluation, original, recipe))
+        .map(|(splits, original)| Bench::new(&splits.evaluation, original, recipe, progress))
         .transpose()?;
     let calibration = splits.as_ref().and_then(|splits| splits.calibration.as_ref());
     let search = match (&recipe.objective, &splits, &original) {
@@ -207,7 +218,15 @@ fn make(
     let steps = search.as_ref().map_or(&recipe.steps, |search| &search.chosen);
     let subject = Subject { request, steps, size, calibration, bench: bench.as_ref() };
     let made = run_steps(subject, loaded.model, progress)?;
-    let gates = judge_gates(recipe, made.bytes.as_deref(), size, &made)?;
+    let memory = memory(request, &untouched, &made, bench.as_ref())?;
+    let layers = made.bytes.as_deref().map(|bytes| describe(&untouched, bytes, &made, &bench));
+    let layers = layers.unwrap_or_default();
+    let gates = bench::verdicts(
+        recipe.gates.as_ref(),
+        made.judged.as_ref(),
+        made.bytes.as_ref().map_or(size, |bytes| bytes.len() as u64),
+        memory.as_ref().map(|memory| memory.compressed),
+    )?;
     let failed = gates::failures(&gates);
     let fallback = match (failed, on_failure(recipe)) {
         (Some(line), OnFailure::KeepServing) => {
@@ -219,7 +238,7 @@ fn make(
         Some(bytes) if fallback.is_none() => bytes,
         _ => graph::serialise(&untouched),
     };
-    let manifest = Manifest {
+    let mut manifest = Manifest {
         schema: MANIFEST_SCHEMA.into(),
         key: artifact_key(&source.digest, data_digest.as_ref(), &recipe.digest(), VERSION),
         source,
@@ -234,26 +253,66 @@ fn make(
         outputs,
         steps: made.steps,
         search,
-        evaluation: made.evaluation,
+        evaluation: bench.as_ref().zip(made.judged.as_ref()).map(|(b, judged)| b.report(judged)),
         gates,
+        layers: layers.layers,
+        activations: layers.activations,
+        report: None,
+        memory,
         environment: environment::read(VERSION, &runtime::version()?, request.threads),
     };
-    let written = output::write(&request.out, &bytes, &manifest)?;
+    let page = report::page(&manifest);
+    manifest.report =
+        Some(File { name: REPORT_FILE.into(), digest: Digest::of(&page), size: page.len() as u64 });
+    let written = output::write(&request.out, &bytes, &manifest, Some(&page))?;
     progress(Progress::Written);
-    let output::Written { model, manifest_path, manifest_digest } = written;
-    Ok(Compressed { manifest, model, manifest_path, manifest_digest, fallback })
+    let output::Written { model, manifest_path, manifest_digest, report } = written;
+    Ok(Compressed { manifest, model, manifest_path, manifest_digest, report, fallback })
+}
+
+/// What became of each layer of `compressed`. Of a model that cannot be read again there is nothing to
+/// tell, which is no reason to keep it.
+fn describe(
+    original: &ModelProto,
+    compressed: &[u8],
+    made: &Stepped,
+    bench: &Option<Bench<'_>>,
+) -> Layers {
+    use prost::Message as _;
+    let samples = bench.as_ref().map(|bench| bench.judge.samples);
+    match ModelProto::decode(compressed) {
+        Ok(compressed) => layers::layers(original, &compressed, &made.steps, samples),
+        Err(_) => Layers::default(),
+    }
 }
 
 fn on_failure(recipe: &Recipe) -> OnFailure {
     recipe.gates.as_ref().map_or(OnFailure::KeepServing, |gates| gates.on_failure)
 }
 
-fn try_out(request: &Request, bytes: &[u8]) -> Result<(), Error> {
+fn try_out(request: &Request, bytes: &[u8], sample: &[(&str, Tensor)]) -> Result<u64, Error> {
     let limits = trial::Limits::for_size(bytes.len() as u64);
-    trial::trial(&request.program, bytes, limits).map(|_| ()).map_err(|fault| match fault {
+    trial::trial(&request.program, bytes, sample, limits).map_err(|fault| match fault {
         trial::Fault::Refused(refusal) => Error::refused(refusal, FIELD_MODEL),
         trial::Fault::Broken(source) => Error::Io { act: "try the model", source },
     })
+}
+
+/// The memory of both models, each measured in a process of its own; `None` without steps.
+fn memory(
+    request: &Request,
+    original: &ModelProto,
+    made: &Stepped,
+    bench: Option<&Bench<'_>>,
+) -> Result<Option<MemoryReport>, Error> {
+    let Some(compressed) = &made.bytes else { return Ok(None) };
+    let samples = bench.map(|bench| bench.judge.samples);
+    let sample = samples.map(|samples| samples.inputs(0, samples.batch(1))).transpose();
+    let sample = sample.map_err(|error| data_error(&error))?.unwrap_or_default();
+    Ok(Some(MemoryReport {
+        original: try_out(request, &graph::serialise(original), &sample)?,
+        compressed: try_out(request, compressed, &sample)?,
+    }))
 }
 
 fn load_session(bytes: &[u8], threads: usize, field: &str) -> Result<Session, Error> {
@@ -272,9 +331,17 @@ fn load_session(bytes: &[u8], threads: usize, field: &str) -> Result<Session, Er
 fn read_splits(path: &Path, recipe: &Recipe, original: &Session) -> Result<Splits, Error> {
     let most = recipe.evaluation.as_ref().and_then(|evaluation| evaluation.max_samples);
     let seed = steps::calibrates(recipe).then_some(recipe.seed);
-    Splits::read(path, original.inputs(), most, seed).map_err(|error| {
-        Error::refused(Refusal::new(reason::DATA_INVALID, error.to_string()), FIELD_DATA)
-    })
+    Splits::read(path, original.inputs(), most, seed).map_err(|error| data_error(&error))
+}
+
+fn data_error(error: &DataError) -> Error {
+    match error {
+        DataError::Spool(source) => {
+            let source = std::io::Error::new(source.kind(), source.to_string());
+            Error::Io { act: "unpack the data", source }
+        }
+        other => Error::refused(Refusal::new(reason::DATA_INVALID, other.to_string()), FIELD_DATA),
+    }
 }
 
 /// The data of a request whose steps measure ranges, for those who only want to see what would match.
@@ -288,42 +355,13 @@ pub fn splits(request: &Request, model: &ModelProto) -> Result<Option<Splits>, E
     }
 }
 
-/// What judges every step: the samples, and the original's answers to them.
-struct Bench<'a> {
-    judge: Judge<'a>,
-    original: &'a Session,
-    answers: Rows,
-    pairs: u32,
-}
-
-impl<'a> Bench<'a> {
-    fn new(samples: &'a Samples, original: &'a Session, recipe: &Recipe) -> Result<Self, Error> {
-        let metric = recipe.gates.as_ref().map_or_else(Default::default, |gates| gates.metric);
-        let field = |refusal: Refusal| {
-            let field = if refusal.reason == reason::RECIPE_INVALID {
-                "spec.compression.evaluation.output"
-            } else {
-                FIELD_DATA
-            };
-            Error::refused(refusal, field)
-        };
-        let evaluation = recipe.evaluation.as_ref();
-        let judge = Judge::new(samples, original.outputs(), metric, evaluation).map_err(field)?;
-        let answers = judge.outputs(original).map_err(field)?;
-        let pairs =
-            evaluation.and_then(|evaluation| evaluation.latency_pairs).unwrap_or(latency::PAIRS);
-        Ok(Self { judge, original, answers, pairs })
-    }
-}
-
 /// What the steps made.
 #[derive(Default)]
 struct Stepped {
     /// The model after the last step; `None` without steps.
     bytes: Option<Vec<u8>>,
     steps: Vec<StepReport>,
-    evaluation: Option<EvaluationReport>,
-    judgement: Option<evaluate::Judgement>,
+    judged: Option<Judged>,
 }
 
 /// What the steps are run on.
@@ -405,46 +443,13 @@ fn judge_step(
     report: &mut StepReport,
     stepped: &mut Stepped,
 ) -> Result<(), Error> {
-    let data = |refusal| Error::refused(refusal, FIELD_DATA);
-    let answers = bench.judge.outputs(session).map_err(data)?;
-    let judgement = bench.judge.compare(&bench.answers, &answers).map_err(data)?;
-    let latency = latency::measure(bench.original, session, bench.judge.samples, bench.pairs)
-        .map_err(|error| data(Refusal::new(reason::DATA_INVALID, error.to_string())))?;
-    report.metric = Some(judgement.value);
-    report.agreement = Some(judgement.agreement);
-    report.cosine = Some(judgement.cosine);
-    report.speedup = Some(latency.speedup);
-    stepped.evaluation = Some(EvaluationReport {
-        output: bench.judge.output.clone(),
-        samples: judgement.samples as u64,
-        metric: bench.judge.metric,
-        original: judgement.original,
-        compressed: judgement.value,
-        agreement: judgement.agreement,
-        cosine: judgement.cosine,
-        signal_to_noise: judgement.signal_to_noise,
-        latency,
-    });
-    stepped.judgement = Some(judgement);
+    let judged = bench.measure(session)?;
+    report.metric = Some(judged.judgement.value);
+    report.agreement = Some(judged.judgement.agreement);
+    report.cosine = Some(judged.judgement.cosine);
+    report.speedup = Some(judged.latency.speedup);
+    stepped.judged = Some(judged);
     Ok(())
-}
-
-fn judge_gates(
-    recipe: &Recipe,
-    bytes: Option<&[u8]>,
-    original_size: u64,
-    stepped: &Stepped,
-) -> Result<Vec<GateResult>, Error> {
-    let default = lithe::recipe::Gates::default();
-    let gates = recipe.gates.as_ref().unwrap_or(&default);
-    let measured = gates::Measured {
-        size: bytes.map_or(original_size, |bytes| bytes.len() as u64),
-        judgement: stepped.judgement.as_ref(),
-        latency: stepped.evaluation.as_ref().map(|evaluation| &evaluation.latency),
-    };
-    gates::check(gates, &measured).map_err(|error| {
-        Error::refused(Refusal::new(reason::RECIPE_INVALID, error.to_string()), FIELD_GATES)
-    })
 }
 
 impl Compressed {
@@ -458,6 +463,7 @@ impl Compressed {
 /// `onFailure: ServeOriginal` took in its place.
 pub fn made(manifest: &Manifest, manifest_digest: Digest, uri: String) -> Made {
     let evaluation = manifest.evaluation.as_ref();
+    let report = manifest.report_uri(&uri);
     Made {
         uri,
         digest: manifest.model.digest.clone(),
@@ -475,6 +481,7 @@ pub fn made(manifest: &Manifest, manifest_digest: Digest, uri: String) -> Made {
         cosine: evaluation.map(|e| e.cosine),
         speedup: evaluation.map(|e| e.latency.speedup),
         samples: evaluation.map(|e| e.samples),
+        report,
         steps: manifest.steps.iter().map(step_line).collect(),
         chosen: manifest.search.as_ref().map(|search| {
             let steps = search.chosen.iter().map(Step::written).collect();

@@ -12,7 +12,7 @@ use lithe::recipe::artifact_key;
 pub use error::JobError;
 pub use options::Options;
 
-use crate::compress::{self, Compressed, Request};
+use crate::compress::{self, Compressed, Progress, Request};
 use crate::onnx::{self, Budget};
 use crate::store::{ArtifactStore, Credentials, Fetch, Fetched, Location, StoreError, fetch};
 use options::Source;
@@ -30,7 +30,10 @@ pub type Compress = fn(&Request) -> Result<Compressed, compress::Error>;
 /// # Errors
 /// See [`compress::compress`].
 pub fn compress(request: &Request) -> Result<Compressed, compress::Error> {
-    compress::compress(request, &|progress| tracing::info!(?progress, "compressing"))
+    compress::compress(request, &|progress| match progress {
+        Progress::Judged { .. } => tracing::debug!(?progress, "compressing"),
+        _ => tracing::info!(?progress, "compressing"),
+    })
 }
 
 /// Runs the Job with `compress` and returns the process's exit code.

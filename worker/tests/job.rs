@@ -48,11 +48,15 @@ fn copy(request: &Request) -> Result<Compressed, Error> {
         search: None,
         evaluation: None,
         gates: vec![],
+        layers: vec![],
+        activations: vec![],
+        report: None,
+        memory: None,
         environment: Environment::default(),
     };
-    let written = output::write(&request.out, &model, &manifest)?;
-    let output::Written { model, manifest_path, manifest_digest } = written;
-    Ok(Compressed { manifest, model, manifest_path, manifest_digest, fallback: None })
+    let written = output::write(&request.out, &model, &manifest, None)?;
+    let output::Written { model, manifest_path, manifest_digest, report } = written;
+    Ok(Compressed { manifest, model, manifest_path, manifest_digest, report, fallback: None })
 }
 
 fn never(_: &Request) -> Result<Compressed, Error> {

@@ -238,6 +238,8 @@ async fn an_object_comes_from_an_endpoint_with_its_keys() {
 fn artifact(folder: &Path, model: &[u8]) -> (std::path::PathBuf, Vec<u8>, Manifest) {
     let path = folder.join("model.onnx");
     std::fs::write(&path, model).unwrap();
+    let page = "<!doctype html>";
+    std::fs::write(path.with_file_name(REPORT_FILE), page).unwrap();
     let file =
         File { name: MODEL_FILE.into(), digest: Digest::of(model), size: model.len() as u64 };
     let manifest = Manifest {
@@ -253,6 +255,14 @@ fn artifact(folder: &Path, model: &[u8]) -> (std::path::PathBuf, Vec<u8>, Manife
         search: None,
         evaluation: None,
         gates: vec![],
+        layers: vec![],
+        activations: vec![],
+        report: Some(File {
+            name: REPORT_FILE.into(),
+            digest: Digest::of(page),
+            size: page.len() as u64,
+        }),
+        memory: None,
         environment: Environment::default(),
     };
     (path, serde_json::to_vec(&manifest).unwrap(), manifest)
@@ -310,6 +320,11 @@ async fn a_registry_keeps_an_artifact_once_and_gives_it_back_verified() {
         assert_eq!(pulled["config"]["mediaType"], MODEL_CONFIG_MEDIA_TYPE);
         assert_eq!(pulled["layers"][0]["mediaType"], MODEL_WEIGHT_MEDIA_TYPE);
         assert_eq!(pulled["layers"][0]["annotations"][FILEPATH_ANNOTATION], MODEL_FILE);
+        assert_eq!(pulled["layers"][2]["mediaType"], REPORT_MEDIA_TYPE);
+        let report = manifest.report_uri(&uri).unwrap();
+        let (_, digest) = report.split_once('@').unwrap();
+        assert_eq!(pulled["layers"][2]["digest"], digest);
+        assert_eq!(registry.blobs.lock().unwrap()[digest], "<!doctype html>");
         let config =
             registry.blobs.lock().unwrap()[pulled["config"]["digest"].as_str().unwrap()].clone();
         let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
@@ -367,6 +382,9 @@ async fn a_folder_keeps_an_artifact_and_a_changed_one_is_not_opened() {
     assert_eq!(uri, format!("{place}/ns/name/sha256/{}", Digest::of(&json).hex()));
     assert_eq!(store.find("ns/name", &manifest.key).await.unwrap().unwrap().uri, uri);
     assert_eq!(open(&uri, &none, false).await.unwrap().model, b"the model");
+    let report = manifest.report_uri(&uri).unwrap();
+    let page = std::fs::read_to_string(report.strip_prefix("file://").unwrap()).unwrap();
+    assert_eq!(page, "<!doctype html>");
     let file = Path::new(uri.strip_prefix("file://").unwrap()).join(MODEL_FILE);
     std::fs::write(&file, "the m0del").unwrap();
     let error = open(&uri, &none, false).await.unwrap_err();

@@ -62,6 +62,9 @@ fn steps(compression: &Compression, target: Target, refuse: &mut impl FnMut(&str
     if let Some(data) = &compression.data {
         source("spec.compression.data.uri", &data.uri, refuse);
     }
+    for (field, what) in compression.gates.iter().flat_map(|gates| gates.faults()) {
+        refuse(&format!("spec.compression.gates.{field}"), what);
+    }
     for (index, step) in compression.steps.iter().enumerate() {
         let path = |field: &str| format!("spec.compression.steps[{index}].{field}");
         if step.finetune.is_some() {
@@ -209,6 +212,7 @@ compression:
   - quantize: {mode: Static, calibration: Entropy, convolutions: Keep}
   - quantize: {mode: WeightOnly, bits: 5, blockSize: 48}
   objective: {minimise: Size}
+  gates: {metric: Cosine, topK: 3, confidence: 2}
 runtime: {engine: TensorRT, tls: {secretName: a}}
 scaling: {minReplicas: 0, maxReplicas: 3, latency: {target: 50ms}}
 traffic: {mode: Gateway}
@@ -220,6 +224,8 @@ rollout: {strategy: Canary, analysis: {}}
                 "spec.model.uri",
                 "spec.model.format",
                 "spec.compression.data.uri",
+                "spec.compression.gates.topK",
+                "spec.compression.gates.confidence",
                 "spec.compression.steps[0].prune.sparsity",
                 "spec.compression.steps[1].finetune",
                 "spec.compression.steps[2].quantize.calibration",

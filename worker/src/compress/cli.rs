@@ -1,17 +1,21 @@
-//! `lithe-worker compress` on a laptop: arguments, progress for people, a table at the end.
+//! `lithe-worker compress` on a laptop: arguments, what is printed where, and how it ends early.
 
-use std::io::{IsTerminal, Write};
+mod bars;
+mod words;
+
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use lithe::artifact::{Manifest, SearchReport};
 use lithe::recipe::Recipe;
-use lithe::units::human_bytes;
+use serde_json::json;
 
+use crate::compress::change::Change;
 use crate::compress::confine::{absolute, enter_empty_directory};
-use crate::compress::{Compressed, Error, Progress, Request, compress, splits, steps, trial};
+use crate::compress::{Error, Request, compress, output, splits, steps, trial};
 use crate::onnx::{self, Budget, Refusal, refusal::quoted};
+use bars::Bars;
 
-/// Compresses an ONNX model by a recipe, judges the result, and writes `model.onnx` and
+/// Compresses an ONNX model by a recipe, judges the result, and writes `model.onnx`, `report.html` and
 /// `manifest.json`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
@@ -21,10 +25,11 @@ pub struct Args {
     /// The recipe, YAML or JSON: what stands under `spec.compression` in a manifest.
     #[arg(long, value_name = "FILE")]
     pub recipe: PathBuf,
-    /// Evaluation data as .npz: one array per model input, and `label` where there are labels.
-    #[arg(long, value_name = "FILE")]
+    /// Evaluation data: npz, npy, safetensors, JSON lines, or a folder of npy files; one array per
+    /// model input, and `label` where there are labels.
+    #[arg(long, value_name = "PATH")]
     pub data: Option<PathBuf>,
-    /// The directory for `model.onnx` and `manifest.json`.
+    /// The directory for what is made.
     #[arg(long, value_name = "DIR", required_unless_present = "dry_run")]
     pub out: Option<PathBuf>,
     /// Threads of one inference; all processors by default.
@@ -33,17 +38,34 @@ pub struct Args {
     /// Only tell what each step would match.
     #[arg(long)]
     pub dry_run: bool,
+    /// Print the result as JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
-/// Runs the verb; returns the exit code. What fails is one line on standard error.
+/// Runs the verb; returns the exit code. What fails is one line on standard error, and with `json` an
+/// object on standard output.
 pub fn run(args: &Args) -> i32 {
-    match attempt(args) {
-        Ok(()) => 0,
+    if let Err(error) = end_early(args.out.as_deref()) {
+        eprintln!("lithe-worker: listen for signals: {error}");
+    }
+    let (text, code) = match attempt(args) {
+        Ok(done) => done,
         Err(error) => {
             let refusal = error.refusal();
-            let field = refusal.field.map_or_else(String::new, |field| format!(" ({field})"));
+            let field = refusal.field.as_ref();
+            let field = field.map_or_else(String::new, |field| format!(" ({field})"));
             eprintln!("lithe-worker: {}: {}{field}", refusal.reason, one_line(&refusal.message));
-            error.exit_code()
+            let text =
+                if args.json { format!("{}\n", json!({"error": refusal})) } else { String::new() };
+            (text, error.exit_code())
+        }
+    };
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Ok(()) => code,
+        Err(error) => {
+            eprintln!("lithe-worker: print the result: {error}");
+            1
         }
     }
 }
@@ -52,7 +74,29 @@ fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-fn attempt(args: &Args) -> Result<(), Error> {
+/// Ends the process at SIGTERM and SIGINT, and takes away what is half-written in `out` and the empty
+/// working directory. The same command again begins anew.
+fn end_early(out: Option<&Path>) -> std::io::Result<()> {
+    use nix::sys::signal::{SigSet, Signal};
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    // Threads inherit the mask, so that only the one below gets them.
+    signals.thread_block()?;
+    let out = out.map(absolute).transpose()?;
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        let Ok(signal) = signals.wait() else { return };
+        if let Some(out) = &out {
+            output::abandon(out);
+        }
+        // Not empty is not ours.
+        let _ = std::env::current_dir().and_then(std::fs::remove_dir);
+        eprintln!("lithe-worker: ended by {signal}; nothing half-written was left");
+        crate::process::end(128 + signal as i32);
+    })?;
+    Ok(())
+}
+
+/// What is printed, and the exit code.
+fn attempt(args: &Args) -> Result<(String, i32), Error> {
     let here = |path: &Path| {
         absolute(path).map_err(|source| Error::Io { act: "find the working directory", source })
     };
@@ -70,20 +114,19 @@ fn attempt(args: &Args) -> Result<(), Error> {
     };
     let _empty = enter_empty_directory()
         .map_err(|source| Error::Io { act: "make a scratch directory", source })?;
-    let mut stdout = std::io::stdout().lock();
-    let text = if args.dry_run {
-        plan(&request)?
-    } else {
-        let talk = std::io::stderr().is_terminal();
-        table(&compress(&request, &|progress| {
-            if talk {
-                tell(&progress);
-            }
-        })?)
-    };
-    stdout
-        .write_all(text.as_bytes())
-        .map_err(|source| Error::Io { act: "print the result", source })
+    if args.dry_run {
+        let planned = plan(&request)?;
+        let failed = planned.iter().find_map(|step| step.change.as_ref().err());
+        let code = failed.map_or(0, Error::exit_code);
+        let text = if args.json { words::plan_json(&planned) } else { words::plan(&planned) };
+        return Ok((text, code));
+    }
+    let bars = Bars::new();
+    let compressed = compress(&request, &|progress| bars.tell(progress));
+    bars.clear();
+    let compressed = compressed?;
+    let text = if args.json { words::made_json(&compressed) } else { words::made(&compressed) };
+    Ok((text, 0))
 }
 
 /// Reads a recipe file.
@@ -100,22 +143,15 @@ pub fn read_recipe(path: &Path) -> Result<Recipe, Error> {
     serde_yaml::from_str(&text).map_err(|error| refuse(format!("recipe {shown}: {error}")))
 }
 
-fn tell(progress: &Progress) {
-    match progress {
-        Progress::Verified { size, digest } => {
-            eprintln!("verified {} {}", human_bytes(*size), digest.short())
-        }
-        Progress::Tried => eprintln!("loaded and ran once in a limited process"),
-        Progress::Candidate { names } => eprintln!("trying {names} …"),
-        Progress::Step { index, name } => eprintln!("step {}: {name} …", index + 1),
-        Progress::Stepped { summary, size } => eprintln!("  {summary}; {}", human_bytes(*size)),
-        Progress::Judging { samples } => eprintln!("  judging on {samples} samples …"),
-        Progress::Written => eprintln!("written"),
-    }
+/// What one step would do.
+struct Planned {
+    name: String,
+    change: Result<Change, Error>,
 }
 
-/// What each step would match, without judging or writing anything.
-fn plan(request: &Request) -> Result<String, Error> {
+/// What each step would match, without judging or writing anything. After a step that would fail the
+/// others are tried on the model before it.
+fn plan(request: &Request) -> Result<Vec<Planned>, Error> {
     steps::check(&request.recipe, true)?;
     if request.recipe.objective.is_some() {
         let message = "a dry run lists what named steps would match; an objective has none yet";
@@ -132,100 +168,13 @@ fn plan(request: &Request) -> Result<String, Error> {
     let target = request.recipe.target.unwrap_or_default();
     let means = steps::Means { calibration, target };
     let mut model = loaded.model;
-    let mut text = String::new();
+    let mut planned = Vec::new();
     for (index, step) in request.recipe.steps.iter().enumerate() {
-        let (next, change) = steps::run(model, index, step, means)?;
-        text.push_str(&format!("{}: {}\n", step.name(), change.summary()));
-        for skipped in &change.skipped {
-            let nodes = if skipped.nodes.is_empty() {
-                String::new()
-            } else {
-                format!(" ({}, …)", skipped.nodes.join(", "))
-            };
-            text.push_str(&one_line(&format!(
-                "  left alone: {} {}: {}{nodes}",
-                skipped.count, skipped.op, skipped.reason
-            )));
-            text.push('\n');
-        }
-        model = next;
+        let change = steps::run(model.clone(), index, step, means).map(|(next, change)| {
+            model = next;
+            change
+        });
+        planned.push(Planned { name: step.name(), change });
     }
-    Ok(text)
-}
-
-/// What a search tried and chose, a candidate in a line.
-fn searched(search: &SearchReport) -> Vec<String> {
-    let mut lines = Vec::new();
-    for one in &search.candidates {
-        let steps: Vec<String> = one.steps.iter().map(|step| step.written().to_string()).collect();
-        let figures = match (one.size, one.metric, one.speedup) {
-            (Some(size), Some(metric), Some(speedup)) => {
-                let memory =
-                    one.memory.map_or_else(String::new, |m| format!(", {}", human_bytes(m)));
-                format!("{}, {metric:.4}, {speedup:.2}x{memory}; ", human_bytes(size))
-            }
-            _ => String::new(),
-        };
-        let front = if one.front { "*" } else { " " };
-        lines.push(format!("tried   {front} {}: {figures}{}", steps.join(" "), one.verdict));
-    }
-    let steps: Vec<String> = search.chosen.iter().map(|step| step.written().to_string()).collect();
-    let steps = if steps.is_empty() {
-        "the original".to_owned()
-    } else {
-        format!("[{}]", steps.join(", "))
-    };
-    lines.push(format!("chosen    {steps} after {:.0} s", search.seconds));
-    lines
-}
-
-fn table(compressed: &Compressed) -> String {
-    let manifest: &Manifest = &compressed.manifest;
-    let mut lines = vec![format!("model     {}", compressed.model.display())];
-    lines.push(format!("digest    {}", manifest.model.digest));
-    let ratio = manifest.source.size as f64 / manifest.model.size.max(1) as f64;
-    lines.push(format!(
-        "size      {} -> {} ({ratio:.2}x smaller)",
-        human_bytes(manifest.source.size),
-        human_bytes(manifest.model.size)
-    ));
-    if let Some(search) = &manifest.search {
-        lines.extend(searched(search));
-    }
-    for step in &manifest.steps {
-        lines.push(format!("step      {}", super::step_line(step)));
-        for skipped in &step.skipped {
-            lines.push(format!(
-                "          left alone: {} {}: {}",
-                skipped.count, skipped.op, skipped.reason
-            ));
-        }
-    }
-    if let Some(e) = &manifest.evaluation {
-        lines.push(format!(
-            "{:<9} {:.4} -> {:.4} on {} samples of {}",
-            format!("{:?}", e.metric),
-            e.original,
-            e.compressed,
-            e.samples,
-            e.output
-        ));
-        lines.push(format!("agreement {:.2} %, cosine {:.4}", 100.0 * e.agreement, e.cosine));
-        lines.push(format!(
-            "latency   {:.3} ms -> {:.3} ms ({:.2}x, {} pairs, batch {})",
-            1e3 * e.latency.original_seconds,
-            1e3 * e.latency.compressed_seconds,
-            e.latency.speedup,
-            e.latency.pairs,
-            e.latency.batch_size
-        ));
-    }
-    for gate in &manifest.gates {
-        let verdict = if gate.passed { "held" } else { "failed" };
-        lines.push(format!("gate      {} {}: {verdict}, {}", gate.gate, gate.bound, gate.measured));
-    }
-    if let Some(line) = &compressed.fallback {
-        lines.push(format!("fallback  the original is kept: {line}"));
-    }
-    lines.iter().map(|line| one_line(line) + "\n").collect()
+    Ok(planned)
 }

@@ -1,24 +1,61 @@
 //! The data that judge a model: one array per input, and `label` where there are labels.
 //!
 //! Names with `evaluation/` before them are the evaluation split, `train/` and `calibration/` the
-//! others. In an archive without any prefix every sample judges, as long as no step learns from
-//! data: for those that do, the recipe's seed draws a share that then judges nothing.
+//! others. In data without any prefix every sample judges, as long as no step learns from data: for
+//! those that do, the recipe's seed draws a share that then judges nothing. Samples stay on disk.
+
+pub mod column;
+pub mod lines;
+pub mod npy;
+pub mod npz;
+pub mod safetensors;
+pub mod source;
 
 use std::collections::HashSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use lithe::artifact::TensorSignature;
 
-use crate::compress::npz::{self, NpzError};
 use crate::onnx::refusal::quoted;
 use crate::tensor::{Datatype, Tensor};
+use column::Column;
 
 /// The array with the labels.
 pub const LABEL: &str = "label";
-const SPLITS: [&str; 3] = ["train/", "calibration/", "evaluation/"];
+/// The splits that names may carry.
+pub const SPLITS: [&str; 3] = ["train/", "calibration/", "evaluation/"];
 
-/// The most samples that calibration draws from an archive without splits: ranges settle long before.
+/// The most samples that calibration draws from data without splits: ranges settle long before.
 const MOST_DRAWN: usize = 512;
+
+/// Arrays by name.
+type Arrays = Vec<(String, Column)>;
+
+/// What is wrong with the data.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// The data cannot be read.
+    #[error("read the data: {0}")]
+    Read(std::io::Error),
+    /// What is unpacked cannot be kept on disk.
+    #[error("unpack the data: {0}")]
+    Spool(std::io::Error),
+    /// The data are of no known format, or damaged.
+    #[error("the data cannot be used: {0}")]
+    Archive(String),
+    /// One array cannot be used.
+    #[error("array {name}: {what}", name = quoted(.name))]
+    Array {
+        /// The array.
+        name: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The arrays do not fit the model or each other.
+    #[error("{0}")]
+    Fit(String),
+}
 
 /// The samples of one compression.
 #[derive(Clone, Debug)]
@@ -30,8 +67,8 @@ pub struct Splits {
 }
 
 impl Splits {
-    /// Reads the archive at `path` for a model with `inputs`: at most `most` samples judge, and with
-    /// a `seed` there are samples for calibration too.
+    /// Opens the data at `path` for a model with `inputs`: at most `most` samples judge, and with a
+    /// `seed` there are samples for calibration too.
     ///
     /// # Errors
     /// Which split is missing or empty, and what [`Samples::fit`] says.
@@ -41,12 +78,12 @@ impl Splits {
         most: Option<u64>,
         seed: Option<u64>,
     ) -> Result<Self, DataError> {
-        Self::of(npz::read(path)?, inputs, most, seed)
+        Self::of(source::open(path, inputs)?, inputs, most, seed)
     }
 
-    /// The same for the arrays of an archive.
+    /// The same for the arrays of a file.
     pub fn of(
-        arrays: Vec<(String, Tensor)>,
+        arrays: Arrays,
         inputs: &[TensorSignature],
         most: Option<u64>,
         seed: Option<u64>,
@@ -55,43 +92,66 @@ impl Splits {
             let evaluation = Samples::fit(split(arrays, "evaluation/")?, inputs, most)?;
             return Ok(Self { evaluation, calibration: None });
         };
-        let (calibration, evaluation) = if arrays.iter().any(|(name, _)| prefix(name).is_some()) {
-            (split(arrays.clone(), "calibration/")?, split(arrays, "evaluation/")?)
-        } else {
-            draw(arrays, inputs, seed)?
-        };
         let named = |error| match error {
             DataError::Fit(message) => DataError::Fit(format!("calibration split: {message}")),
             other => other,
         };
-        let calibration = Samples::fit(calibration, inputs, None).map_err(named)?;
-        Ok(Self {
-            evaluation: Samples::fit(evaluation, inputs, most)?,
-            calibration: Some(calibration),
-        })
+        if arrays.iter().any(|(name, _)| prefix(name).is_some()) {
+            let calibration = split(arrays.clone(), "calibration/")?;
+            let calibration = Samples::fit(calibration, inputs, None).map_err(named)?;
+            let evaluation = Samples::fit(split(arrays, "evaluation/")?, inputs, most)?;
+            return Ok(Self { evaluation, calibration: Some(calibration) });
+        }
+        let (calibration, evaluation) = draw(Samples::fit(arrays, inputs, None)?, seed)?;
+        Ok(Self { evaluation: evaluation.at_most(most)?, calibration: Some(calibration) })
     }
-}
-
-/// What is wrong with the data.
-#[derive(Debug, thiserror::Error)]
-pub enum DataError {
-    /// The archive cannot be read.
-    #[error(transparent)]
-    Archive(#[from] NpzError),
-    /// The arrays do not fit the model or each other.
-    #[error("{0}")]
-    Fit(String),
 }
 
 fn misfit<T>(message: String) -> Result<T, DataError> {
     Err(DataError::Fit(message))
 }
 
+/// Which rows of the arrays the samples are.
+#[derive(Clone, Debug)]
+enum Selection {
+    /// All of them.
+    All,
+    /// These, ascending.
+    Only(Arc<[usize]>),
+    /// All but these, ascending.
+    Except(Arc<[usize]>),
+}
+
+impl Selection {
+    /// The row of the sample `index`.
+    fn row(&self, index: usize) -> usize {
+        match self {
+            Self::All => index,
+            Self::Only(rows) => rows.get(index).copied().unwrap_or(usize::MAX),
+            Self::Except(rows) => {
+                // As many of them stand before the row as leave at most `index` others before them.
+                let (mut low, mut high) = (0, rows.len());
+                while low < high {
+                    let middle = low.midpoint(high);
+                    let row = rows.get(middle).copied().unwrap_or(usize::MAX);
+                    if row.saturating_sub(middle) <= index {
+                        low = middle + 1
+                    } else {
+                        high = middle
+                    }
+                }
+                index + low
+            }
+        }
+    }
+}
+
 /// Samples that fit a model's inputs.
 #[derive(Clone, Debug)]
 pub struct Samples {
-    inputs: Vec<(String, Tensor)>,
-    label: Option<Tensor>,
+    inputs: Arrays,
+    label: Option<Column>,
+    selection: Selection,
     count: usize,
     fixed: Option<usize>,
 }
@@ -99,11 +159,17 @@ pub struct Samples {
 impl Samples {
     /// Checks `arrays` against `inputs`.
     pub fn fit(
-        arrays: Vec<(String, Tensor)>,
+        arrays: Arrays,
         inputs: &[TensorSignature],
         most: Option<u64>,
     ) -> Result<Self, DataError> {
-        let mut samples = Self { inputs: Vec::new(), label: None, count: 0, fixed: None };
+        let mut samples = Self {
+            inputs: Vec::new(),
+            label: None,
+            selection: Selection::All,
+            count: 0,
+            fixed: None,
+        };
         let mut counted: Option<(String, usize)> = None;
         let mut count = |name: &str, seen: usize| match &counted {
             Some((first, count)) if *count != seen => misfit(format!(
@@ -149,18 +215,23 @@ impl Samples {
             }
         }
         samples.count = counted.map_or(0, |(_, count)| count);
+        samples.at_most(most)
+    }
+
+    /// The first `most` samples; all of them without a number.
+    fn at_most(mut self, most: Option<u64>) -> Result<Self, DataError> {
         if let Some(most) = most {
-            samples.count = samples.count.min(usize::try_from(most).unwrap_or(usize::MAX));
+            self.count = self.count.min(usize::try_from(most).unwrap_or(usize::MAX));
         }
-        if samples.count == 0 {
+        if self.count == 0 {
             return misfit("there are no samples".into());
         }
-        match samples.fixed {
-            Some(fixed) if !samples.count.is_multiple_of(fixed) => misfit(format!(
+        match self.fixed {
+            Some(fixed) if !self.count.is_multiple_of(fixed) => misfit(format!(
                 "the model takes exactly {fixed} samples at a time, and {} are no multiple of it",
-                samples.count
+                self.count
             )),
-            _ => Ok(samples),
+            _ => Ok(self),
         }
     }
 
@@ -192,9 +263,22 @@ impl Samples {
         self.count
     }
 
-    /// The labels, when there are any: `[samples]`, or `[samples, …]` for regressions.
-    pub fn label(&self) -> Option<&Tensor> {
-        self.label.as_ref()
+    /// Whether there are labels.
+    pub fn labelled(&self) -> bool {
+        self.label.is_some()
+    }
+
+    /// The labels of the samples from `start`, `length` of them: `[length]`, or `[length, …]`.
+    ///
+    /// # Errors
+    /// When they cannot be read or are text.
+    pub fn labels(&self, start: usize, length: usize) -> Result<Vec<f64>, DataError> {
+        let Some(label) = &self.label else { return Ok(Vec::new()) };
+        let tensor = self.read(label, start, length)?;
+        match tensor.to_f64() {
+            Some(values) => Ok(values),
+            None => misfit("array \"label\" is text, numbers are needed".into()),
+        }
     }
 
     /// The batch size to use where `wanted` were fine: a model may take only one size.
@@ -203,33 +287,42 @@ impl Samples {
     }
 
     /// The inputs of the samples from `start`, `length` of them.
-    pub fn inputs(&self, start: usize, length: usize) -> Vec<(&str, Tensor)> {
-        self.inputs
-            .iter()
-            .map(|(name, array)| (name.as_str(), rows(array, start, length)))
-            .collect()
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn inputs(&self, start: usize, length: usize) -> Result<Vec<(&str, Tensor)>, DataError> {
+        let read = |(_, column): &(String, Column)| self.read(column, start, length);
+        let tensors = self.inputs.iter().map(read).collect::<Result<Vec<Tensor>, DataError>>()?;
+        Ok(self.inputs.iter().map(|(name, _)| name.as_str()).zip(tensors).collect())
     }
-}
 
-/// The rows of `array` from `start`, `length` of them; an array without dimensions is for every sample.
-fn rows(array: &Tensor, start: usize, length: usize) -> Tensor {
-    let Some((count, rest)) = array.shape().split_first() else { return array.clone() };
-    let (start, end) = (start.min(*count), start.saturating_add(length).min(*count));
-    let mut shape = vec![end - start];
-    shape.extend_from_slice(rest);
-    let data = match array.datatype().size() {
-        Some(size) => {
-            let row = size * rest.iter().product::<usize>();
-            array.data().slice(start * row..end * row)
+    /// Rows of `column`, those that lie together in one go.
+    fn read(&self, column: &Column, start: usize, length: usize) -> Result<Tensor, DataError> {
+        if column.shape().is_empty() {
+            return column.rows(0, 1);
         }
-        None => {
-            let per = rest.iter().product::<usize>();
-            let items = array.strings();
-            let chosen = items.get(start * per..end * per).unwrap_or_default();
-            return Tensor::from_strings(shape, chosen).unwrap_or_else(|_| array.clone());
+        let end = start.saturating_add(length).min(self.count);
+        if matches!(self.selection, Selection::All) {
+            return column.rows(start, end.saturating_sub(start));
         }
-    };
-    Tensor::new(array.datatype(), shape, data).unwrap_or_else(|_| array.clone())
+        let mut data = Vec::new();
+        let mut at = start;
+        while at < end {
+            let first = self.selection.row(at);
+            let mut run = 1;
+            while at + run < end && self.selection.row(at + run) == first + run {
+                run += 1;
+            }
+            data.extend_from_slice(column.rows(first, run)?.data());
+            at += run;
+        }
+        let mut shape = column.shape().to_vec();
+        if let Some(first) = shape.first_mut() {
+            *first = end.saturating_sub(start);
+        }
+        Tensor::new(column.datatype(), shape, data.into())
+            .map_err(|error| DataError::Fit(error.to_string()))
+    }
 }
 
 /// The split that the array `name` belongs to.
@@ -238,7 +331,7 @@ fn prefix(name: &str) -> Option<&'static str> {
 }
 
 /// The arrays of the split `wanted`, without its prefix; all arrays where none has a prefix.
-fn split(arrays: Vec<(String, Tensor)>, wanted: &str) -> Result<Vec<(String, Tensor)>, DataError> {
+fn split(arrays: Arrays, wanted: &str) -> Result<Arrays, DataError> {
     let prefixed = arrays.iter().filter(|(name, _)| prefix(name).is_some()).count();
     if prefixed == 0 {
         return Ok(arrays);
@@ -252,25 +345,16 @@ fn split(arrays: Vec<(String, Tensor)>, wanted: &str) -> Result<Vec<(String, Ten
             SPLITS.join(", ")
         ));
     }
-    let chosen: Vec<(String, Tensor)> = arrays
+    let chosen: Arrays = arrays
         .into_iter()
         .filter_map(|(name, array)| Some((name.strip_prefix(wanted)?.to_owned(), array)))
         .collect();
     if chosen.is_empty() { misfit(format!("there is no {wanted} split")) } else { Ok(chosen) }
 }
 
-/// Arrays by name.
-type Arrays = Vec<(String, Tensor)>;
-
-/// Divides arrays without splits: at most half of the samples and [`MOST_DRAWN`], drawn by `seed`,
+/// Divides samples without splits: at most half of them and [`MOST_DRAWN`], drawn by `seed`,
 /// calibrate; the rest judge.
-fn draw(
-    arrays: Arrays,
-    inputs: &[TensorSignature],
-    seed: u64,
-) -> Result<(Arrays, Arrays), DataError> {
-    // What is wrong with the arrays is said of them as they are in the file.
-    let all = Samples::fit(arrays.clone(), inputs, None)?;
+fn draw(all: Samples, seed: u64) -> Result<(Samples, Samples), DataError> {
     let fixed = all.fixed.unwrap_or(1);
     let share = (all.count / 2).min(MOST_DRAWN) / fixed * fixed;
     if share == 0 {
@@ -279,13 +363,12 @@ fn draw(
             all.count
         ));
     }
-    let drawn = choose(all.count, share, seed);
-    let (calibration, evaluation): (Vec<usize>, Vec<usize>) =
-        (0..all.count).partition(|index| drawn.contains(index));
-    let apply = |chosen: &[usize]| -> Arrays {
-        arrays.iter().map(|(name, array)| (name.clone(), pick(array, chosen))).collect()
-    };
-    Ok((apply(&calibration), apply(&evaluation)))
+    let mut drawn: Vec<usize> = choose(all.count, share, seed).into_iter().collect();
+    drawn.sort_unstable();
+    let drawn: Arc<[usize]> = drawn.into();
+    let part = |selection, count| Samples { selection, count, ..all.clone() };
+    let calibration = part(Selection::Only(drawn.clone()), share);
+    Ok((calibration, part(Selection::Except(drawn), all.count - share)))
 }
 
 /// `share` different numbers below `count`, by the seed (Floyd's algorithm over SplitMix64).
@@ -305,31 +388,7 @@ fn choose(count: usize, share: usize, seed: u64) -> HashSet<usize> {
     chosen
 }
 
-/// The samples of `array` with the numbers `chosen`, in that order.
-fn pick(array: &Tensor, chosen: &[usize]) -> Tensor {
-    let Some((_, rest)) = array.shape().split_first() else { return array.clone() };
-    let mut shape = vec![chosen.len()];
-    shape.extend_from_slice(rest);
-    let per = rest.iter().product::<usize>();
-    let picked = match array.datatype().size() {
-        Some(size) => {
-            let row = |index: &usize| {
-                array.data().get(index * per * size..(index + 1) * per * size).unwrap_or_default()
-            };
-            let data: Vec<u8> = chosen.iter().flat_map(row).copied().collect();
-            Tensor::new(array.datatype(), shape, data.into())
-        }
-        None => {
-            let items = array.strings();
-            let row = |index: &usize| items.get(index * per..(index + 1) * per).unwrap_or_default();
-            let picked: Vec<bytes::Bytes> = chosen.iter().flat_map(row).cloned().collect();
-            Tensor::from_strings(shape, &picked)
-        }
-    };
-    picked.unwrap_or_else(|_| array.clone())
-}
-
-fn check(input: &TensorSignature, array: &Tensor) -> Result<(), DataError> {
+fn check(input: &TensorSignature, array: &Column) -> Result<(), DataError> {
     let want = Datatype::from_name(&input.datatype);
     if want != Some(array.datatype()) {
         return misfit(format!(
@@ -365,13 +424,15 @@ mod tests {
         vec![TensorSignature { name: "x".into(), datatype: "FP32".into(), shape: shape.to_vec() }]
     }
 
-    fn column(name: &str, count: usize) -> (String, Tensor) {
-        let values: Vec<f32> = (0..count).map(|value| value as f32).collect();
-        (name.to_owned(), Tensor::from_f32(vec![count, 1], &values).unwrap())
+    fn column(name: &str, count: usize) -> (String, Column) {
+        let values: Vec<u8> = (0..count).flat_map(|value| (value as f32).to_le_bytes()).collect();
+        let mut file = tempfile::tempfile().unwrap();
+        std::io::Write::write_all(&mut file, &values).unwrap();
+        (name.to_owned(), Column::plain(Arc::new(file), 0, Datatype::Fp32, vec![count, 1]))
     }
 
     fn numbers(samples: &Samples) -> Vec<u64> {
-        let inputs = samples.inputs(0, samples.count());
+        let inputs = samples.inputs(0, samples.count()).unwrap();
         inputs[0].1.to_f64().unwrap().into_iter().map(|value| value as u64).collect()
     }
 
@@ -388,6 +449,20 @@ mod tests {
         assert_eq!(all.len(), 100);
         assert_eq!(of(7), (calibration.clone(), evaluation));
         assert_ne!(of(8).0, calibration);
+    }
+
+    #[test]
+    fn any_piece_of_a_drawn_split_is_the_same_samples() {
+        let splits =
+            Splits::of(vec![column("x", 41)], &signature(&[-1, 1]), None, Some(3)).unwrap();
+        for samples in [splits.evaluation, splits.calibration.unwrap()] {
+            let all = numbers(&samples);
+            for (start, length) in [(0, 1), (5, 7), (samples.count() - 3, 9)] {
+                let piece = samples.inputs(start, length).unwrap()[0].1.to_f64().unwrap();
+                let wanted = all.iter().skip(start).take(length).map(|value| *value as f64);
+                assert_eq!(piece, wanted.collect::<Vec<f64>>());
+            }
+        }
     }
 
     #[test]

@@ -63,9 +63,7 @@ impl Error {
                 Some("spec.compression.gates".into()),
                 Some(source_digest.clone()),
             ),
-            Self::Io { source, .. } if source.raw_os_error() == Some(nix::libc::ENOSPC) => {
-                (reason::NO_SPACE, None, None)
-            }
+            Self::Io { source, .. } if full(source) => (reason::NO_SPACE, None, None),
             Self::Io { .. } | Self::Runtime(_) => (reason::FAILED, None, None),
         };
         lithe::artifact::Refusal { reason: reason.into(), message: self.to_string(), field, source }
@@ -83,4 +81,9 @@ impl Error {
         }
         self
     }
+}
+
+fn full(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind;
+    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
 }

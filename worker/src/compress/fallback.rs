@@ -192,7 +192,7 @@ mod tests {
             // The model as it came has no name.
             let noise = if model.producer_name.is_empty() { vec![] } else { loud(model) };
             let value = 1.0 + noise.iter().map(|at| 1.0 + *at as f64).sum::<f64>();
-            Ok(Rows { values: vec![value], width: 1, classes: false })
+            Ok(Rows { values: vec![value], width: 1, depth: 1, classes: false })
         };
         let holds = |model: &ModelProto| Ok(loud(model).is_empty());
         let bench = Bench { run: &run, outputs: &outputs, holds: &holds };

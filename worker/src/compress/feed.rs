@@ -6,6 +6,7 @@ use lithe::names::reason;
 
 use crate::compress::calibrate::Visitor;
 use crate::compress::data::Samples;
+use crate::onnx::refusal::quoted;
 use crate::onnx::{ModelProto, Refusal, graph};
 use crate::runtime::{Options, RuntimeError, Session};
 use crate::tensor::Tensor;
@@ -22,7 +23,10 @@ pub fn feed(samples: &Samples, model: &ModelProto, visit: Visitor<'_>) -> Result
     let batch = samples.batch(1);
     let mut start = 0;
     while start < samples.count() {
-        let inputs = samples.inputs(start, batch);
+        let inputs = samples.inputs(start, batch).map_err(|error| invalid(&error.to_string()))?;
+        for (name, tensor) in &inputs {
+            finite(name, tensor, start)?;
+        }
         let read = |name: &str| session.inputs().iter().any(|input| input.name == name);
         let pairs: Vec<(&str, &Tensor)> = inputs
             .iter()
@@ -38,10 +42,43 @@ pub fn feed(samples: &Samples, model: &ModelProto, visit: Visitor<'_>) -> Result
 }
 
 fn failed(error: RuntimeError) -> Refusal {
-    let text: String =
-        error.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    Refusal::new(
-        reason::DATA_INVALID,
-        format!("the model does not run on the calibration data: {text}"),
-    )
+    invalid(&format!("the model does not run on the calibration data: {error}"))
+}
+
+fn invalid(text: &str) -> Refusal {
+    let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    Refusal::new(reason::DATA_INVALID, text)
+}
+
+/// Refuses NaN and infinities, which would make every range infinite.
+fn finite(name: &str, tensor: &Tensor, start: usize) -> Result<(), Refusal> {
+    use crate::tensor::Datatype::{Bf16, Fp16, Fp32, Fp64};
+    if !matches!(tensor.datatype(), Fp16 | Bf16 | Fp32 | Fp64) {
+        return Ok(());
+    }
+    let values = tensor.to_f64().unwrap_or_default();
+    let Some(at) = values.iter().position(|value| !value.is_finite()) else { return Ok(()) };
+    let value = values.get(at).copied().unwrap_or_default();
+    let per = values.len() / tensor.shape().first().copied().unwrap_or(1).max(1);
+    let message = format!(
+        "array {} of the calibration samples holds {value} at sample {}; remove the sample or mend it",
+        quoted(name),
+        start + at / per.max(1)
+    );
+    Err(Refusal::new(reason::DATA_INVALID, message))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_finite_is_refused_with_its_sample() {
+        let good = Tensor::from_f32(vec![2, 2], &[1.0, 2.0, 3.0, 4.0]).unwrap();
+        finite("x", &good, 0).unwrap();
+        let bad = Tensor::from_f32(vec![2, 2], &[1.0, 2.0, 3.0, f32::NAN]).unwrap();
+        let words = finite("x", &bad, 16).unwrap_err().message;
+        assert!(words.contains("holds NaN at sample 17"), "{words}");
+    }
 }

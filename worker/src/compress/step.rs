@@ -2,7 +2,7 @@
 //! in floats. Judges only what the fallback asks for.
 
 use lithe::artifact::Excluded;
-use lithe::recipe::{Metric, Recipe, Step};
+use lithe::recipe::{Gates, Metric, Recipe, Step};
 
 use super::change::Change;
 use super::evaluate::Judge;
@@ -34,15 +34,15 @@ pub fn run(
     };
     let session = |model: &ModelProto| load_session(&graph::serialise(model), threads, &field);
     // Whether labels come along does not matter for noise.
-    let ranks =
-        Judge::new(&few, bench.original.outputs(), Metric::Cosine, recipe.evaluation.as_ref());
-    let ranks = ranks.map_err(data)?;
+    let plain = Gates { metric: Metric::Cosine, ..Gates::default() };
+    let plain = Recipe { gates: Some(plain), ..recipe.clone() };
+    let ranks = Judge::new(&few, bench.original.outputs(), &plain, &|_| ()).map_err(data)?;
     let outputs = |model: &ModelProto| ranks.outputs(&session(model)?).map_err(data);
     let gates = recipe.gates.clone().unwrap_or_default();
     let holds = |model: &ModelProto| {
-        let answers = bench.judge.outputs(&session(model)?).map_err(data)?;
-        let judgement = bench.judge.compare(&bench.answers, &answers).map_err(data)?;
-        let measured = gates::Measured { size: 0, judgement: Some(&judgement), latency: None };
+        let judgement = bench.judgement(&session(model)?)?;
+        let measured =
+            gates::Measured { size: 0, judgement: Some(&judgement), latency: None, memory: None };
         // Bounds that are no quantities were refused before.
         Ok(gates::check(&gates, &measured).is_ok_and(|results| gates::failures(&results).is_none()))
     };

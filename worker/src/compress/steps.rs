@@ -1,7 +1,7 @@
 //! Which steps there are, and what runs for each.
 
 use lithe::names::reason;
-use lithe::recipe::{Gates, Metric, QuantizeMode, Recipe, Step, Target};
+use lithe::recipe::{Gates, QuantizeMode, Recipe, Step, Target};
 
 use crate::compress::calibrate::Visitor;
 use crate::compress::change::{Change, recipe_invalid};
@@ -108,24 +108,15 @@ fn check_step(index: usize, step: &Step, target: Target) -> Result<(), Error> {
 
 fn check_gates(gates: &Gates, recipe: &Recipe, has_data: bool) -> Result<(), Error> {
     const FIELD: &str = "spec.compression.gates";
-    if gates.metric == Metric::SignalToNoise && gates.max_drop.is_some() {
-        let message = "maxDrop is in points and SignalToNoise in dB; bound it with minimum";
-        return refuse(reason::RECIPE_INVALID, message, &format!("{FIELD}.maxDrop"));
+    if let Some((field, what)) = gates.faults().into_iter().next() {
+        let message = format!("gates.{field} {what}");
+        return refuse(reason::RECIPE_INVALID, message, &format!("{FIELD}.{field}"));
     }
     if gates::need_data(gates) && !has_data && !recipe.steps.is_empty() {
         let message = "the gates judge by data, and none were given";
         return refuse(reason::DATA_INVALID, message, "spec.compression.data");
     }
-    let wrong = |error: lithe::units::NotAQuantity, name: &str| {
-        refuse(reason::RECIPE_INVALID, error.to_string(), &format!("{FIELD}.{name}"))
-    };
-    if let Some(Err(error)) = gates.max_drop.as_ref().map(lithe::units::Percent::fraction) {
-        return wrong(error, "maxDrop");
-    }
-    match gates.max_size.as_ref().map(lithe::units::ByteSize::bytes) {
-        Some(Err(error)) => wrong(error, "maxSize"),
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 /// What a step may use beside the model.

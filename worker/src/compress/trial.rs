@@ -1,5 +1,6 @@
-//! Loads and runs a model once in a child process with limits on memory, processor and time, before
-//! this process does: what crashes or hangs the runtime must not take the Job with it.
+//! Loads and runs a model in a child process with limits on memory, processor and time, before this
+//! process does: what crashes or hangs the runtime must not take the Job with it. The child also tells
+//! how much memory that took, which in this process nobody could tell apart.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -10,10 +11,11 @@ use std::time::{Duration, Instant};
 
 use lithe::artifact::TensorSignature;
 use lithe::names::reason;
-use nix::sys::resource::{Resource, UsageWho, getrusage, setrlimit};
+use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
+use crate::compress::data::safetensors;
 use crate::onnx::Refusal;
 use crate::runtime::{Options, Session};
 use crate::tensor::{Datatype, Tensor, elements};
@@ -22,6 +24,8 @@ use crate::tensor::{Datatype, Tensor, elements};
 const EXIT_REFUSED: i32 = 3;
 /// The child's exit code when it could not even begin.
 const EXIT_BROKEN: i32 = 4;
+/// Inferences of the child: the first plans memory, the second runs as planned.
+const RUNS: usize = 2;
 /// The most bytes of the child's words that are read.
 const MOST_WORDS: u64 = 2048;
 
@@ -49,12 +53,21 @@ impl Limits {
     }
 }
 
-/// Tries `model` in a child made from `program`, which is `lithe-worker` itself; returns the child's
-/// peak resident memory in bytes.
+/// Tries `model` in a child made from `program`, which is `lithe-worker` itself, on `sample`, or on
+/// zeros where an input has none there. Returns the most bytes of memory that the child had resident,
+/// its program and the runtime included: what a server needs at least.
 ///
 /// # Errors
 /// [`Fault::Refused`] for what is the model's fault, [`Fault::Broken`] for what is the machine's.
-pub fn trial(program: &Path, model: &[u8], limits: Limits) -> Result<u64, Fault> {
+pub fn trial(
+    program: &Path,
+    model: &[u8],
+    sample: &[(&str, Tensor)],
+    limits: Limits,
+) -> Result<u64, Fault> {
+    let mut arrays = tempfile::NamedTempFile::new()?;
+    arrays.write_all(&safetensors::write(sample.iter().map(|(name, tensor)| (*name, tensor))))?;
+    arrays.flush()?;
     let mut file = tempfile::tempfile()?;
     file.write_all(model)?;
     file.seek(SeekFrom::Start(0))?;
@@ -66,7 +79,9 @@ pub fn trial(program: &Path, model: &[u8], limits: Limits) -> Result<u64, Fault>
             &limits.memory.to_string(),
             "--processor",
             &limits.processor.to_string(),
+            "--sample",
         ])
+        .arg(arrays.path())
         .env("ORT_DISABLE_TELEMETRY", "1")
         .stdin(Stdio::from(file))
         .stdout(Stdio::from(words.try_clone()?))
@@ -121,7 +136,7 @@ fn said(mut words: File) -> std::io::Result<String> {
     Ok(text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect())
 }
 
-fn verdict(status: Option<ExitStatus>, words: &str, limits: Limits) -> Result<(), Fault> {
+fn verdict(status: Option<ExitStatus>, words: &str, limits: Limits) -> Result<u64, Fault> {
     let Some(status) = status else {
         let message = format!(
             "loading and running the model once took more than {} s",
@@ -131,7 +146,9 @@ fn verdict(status: Option<ExitStatus>, words: &str, limits: Limits) -> Result<()
     };
     let refused = |reason, message: String| Err(Fault::Refused(Refusal::new(reason, message)));
     match (status.code(), status.signal()) {
-        (Some(0), _) => Ok(()),
+        (Some(0), _) => words.parse().map_err(|_| {
+            Fault::Broken(std::io::Error::other(format!("it told no memory, but {words}")))
+        }),
         (Some(EXIT_REFUSED), _) if out_of_memory(words) => refused(
             reason::RESOURCE_BUDGET,
             format!("loading the model takes more than {} bytes of memory: {words}", limits.memory),
@@ -181,10 +198,13 @@ pub struct Args {
     /// Seconds of processor time.
     #[arg(long)]
     processor: u64,
+    /// Arrays for the model's inputs, as safetensors.
+    #[arg(long)]
+    sample: PathBuf,
 }
 
-/// The child: limits itself, loads the model, runs it once on zeros, and says how much memory it took.
-/// Returns the exit code.
+/// The child: limits itself, loads the model, runs it on the sample or on zeros, says how much memory
+/// that took. Returns the exit code.
 pub fn child(args: &Args) -> i32 {
     match attempt(args) {
         Ok(peak) => {
@@ -220,18 +240,37 @@ fn attempt(args: &Args) -> Result<u64, Attempt> {
     let session = Session::load(&model, Options::default())
         .map_err(|error| Attempt::Refused(error.to_string()))?;
     drop(model);
-    let zeros: Vec<(String, Tensor)> = session.inputs().iter().filter_map(zeros).collect();
+    let file = File::open(&args.sample).map_err(|error| Attempt::Broken(error.to_string()))?;
+    let sample = safetensors::open(file).map_err(|error| Attempt::Broken(error.to_string()))?;
+    let input = |input: &TensorSignature| {
+        let column = sample.iter().find(|(name, _)| *name == input.name);
+        let count = column.and_then(|(_, column)| column.shape().first().copied()).unwrap_or(1);
+        let real = column.and_then(|(_, column)| column.rows(0, count).ok());
+        real.map(|tensor| (input.name.clone(), tensor)).or_else(|| zeros(input))
+    };
+    let tensors: Vec<(String, Tensor)> = session.inputs().iter().filter_map(input).collect();
     let inputs: Vec<(&str, &Tensor)> =
-        zeros.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-    // Zeros need not make sense to the model, so its complaint proves nothing; a crash or a hang does.
-    match session.run(&inputs, &[]) {
-        Err(error) if out_of_memory(&error.to_string()) => Err(Attempt::Refused(error.to_string())),
-        _ => {
-            let usage = getrusage(UsageWho::RUSAGE_SELF).map_err(broken)?;
-            // Linux counts in KiB.
-            Ok(u64::try_from(usage.max_rss()).unwrap_or(0) * 1024)
+        tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    for _ in 0..RUNS {
+        // Zeros need not make sense to the model, so its complaint proves nothing; a crash or a hang does.
+        match session.run(&inputs, &[]) {
+            Err(error) if out_of_memory(&error.to_string()) => {
+                return Err(Attempt::Refused(error.to_string()));
+            }
+            _ => {}
         }
     }
+    peak().map_err(|error| Attempt::Broken(format!("read the memory of this process: {error}")))
+}
+
+/// The most bytes that this process had resident. `getrusage` would count the parent's at the fork.
+fn peak() -> std::io::Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let number = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    number
+        .map(|kibibytes| kibibytes << 10)
+        .ok_or_else(|| std::io::Error::other("/proc/self/status has no VmHWM"))
 }
 
 /// A tensor of zeros that fits `input`; free dimensions are 1.

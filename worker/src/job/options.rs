@@ -26,7 +26,8 @@ pub struct Options {
     /// Where the claim of a pvc:// model is mounted.
     #[arg(long, value_name = "DIR", value_parser = absolute)]
     pub model_mount: Option<PathBuf>,
-    /// The data that calibrates and judges, in the same forms.
+    /// The data that calibrates and judges, in the same forms: npz, npy, safetensors or JSON lines, told
+    /// by content; on this machine a folder of npy files too.
     #[arg(long, value_name = "URI", value_parser = local)]
     pub data: Option<String>,
     /// The digest that the data must have.
@@ -42,7 +43,7 @@ pub struct Options {
     /// text instead.
     #[arg(long, value_name = "FILE", value_parser = absolute, required_unless_present = "store")]
     pub recipe: Option<PathBuf>,
-    /// The folder for model.onnx and manifest.json, without an artifact store.
+    /// The folder for model.onnx, report.html and manifest.json, without an artifact store.
     #[arg(long, value_name = "DIR", value_parser = absolute, required_unless_present_any = ["store", "dry_run"])]
     pub out: Option<PathBuf>,
     /// The store that keeps the artifact: oci://host/prefix, s3://bucket/prefix, gs://, az://, file:///.
@@ -66,6 +67,9 @@ pub struct Options {
     /// Only tell what each step would match.
     #[arg(long, conflicts_with = "store")]
     pub dry_run: bool,
+    /// Print the result as JSON.
+    #[arg(long, conflicts_with = "store")]
+    pub json: bool,
     /// Let https sources lie on private addresses.
     #[arg(long)]
     pub allow_private_sources: bool,
@@ -121,6 +125,7 @@ impl Options {
             out: self.out.clone(),
             threads: self.threads,
             dry_run: self.dry_run,
+            json: self.json,
         })
     }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use futures::StreamExt as _;
 use lithe::Digest;
-use lithe::artifact::{MANIFEST_FILE, MODEL_FILE, Manifest};
+use lithe::artifact::{MANIFEST_FILE, MODEL_FILE, Manifest, REPORT_FILE};
 
 use super::credentials::Credentials;
 use super::error::StoreError;
@@ -132,8 +132,8 @@ impl ArtifactStore {
         Ok(found.filter(|found| found.manifest.key == *key))
     }
 
-    /// Keeps the model file and the `json` of its Manifest, and returns the artifact's address.
-    /// Other processes see all of it or nothing.
+    /// Keeps the model file, the report that lies beside it and the `json` of its Manifest, and returns
+    /// the artifact's address. Other processes see all of it or nothing.
     ///
     /// # Errors
     /// Whatever the store, the network or the disk say.
@@ -144,23 +144,28 @@ impl ArtifactStore {
         json: &[u8],
     ) -> Result<String, StoreError> {
         let manifest = parse(repository, json)?;
+        let report = read_report(&manifest, model)?;
         retry(BUDGET, async || match self {
             Self::Oci { registry, host, prefix } => {
                 let name = join(&[prefix, repository]);
                 let pack = modelpack::pack(repository, &manifest, json);
-                let [weights, document] = pack.manifest.layers.as_slice() else {
+                let [weights, document, rest @ ..] = pack.manifest.layers.as_slice() else {
                     let why = "it has no layers".into();
                     return Err(StoreError::Malformed { what: name, why });
                 };
                 registry.push_file(&name, model, weights).await?;
                 registry.push_bytes(&name, json.to_vec(), document).await?;
+                if let (Some(page), Some(layer)) = (&report, rest.first()) {
+                    registry.push_bytes(&name, page.clone(), layer).await?;
+                }
                 registry.push_bytes(&name, pack.config.clone(), &pack.manifest.config).await?;
                 let digest = registry.publish(&name, &tag(&manifest.key), &pack.manifest).await?;
                 Ok(format!("oci://{host}/{name}@{digest}"))
             }
             Self::Object { store, base, prefix } => {
                 let name = join(&[prefix, repository]);
-                put_object(store, base, &name, model, &manifest, json).await
+                let kept = Kept { store, base, name: &name };
+                kept.put(model, &manifest, json, report.as_deref()).await
             }
         })
         .await
@@ -231,25 +236,50 @@ async fn find_object(
     Ok(Some(Found { uri, manifest, manifest_digest: wanted }))
 }
 
-async fn put_object(
-    store: &object::Store,
-    base: &str,
-    name: &str,
-    model: &Path,
-    manifest: &Manifest,
-    json: &[u8],
-) -> Result<String, StoreError> {
-    let digest = Digest::of(json);
-    let folder = format!("{name}/sha256/{}", digest.hex());
-    let uri = format!("{base}/{folder}");
-    let file = format!("{folder}/{MODEL_FILE}");
-    if !object::exists(store, &uri, &file, manifest.model.size).await? {
-        object::upload(store, &uri, &file, model).await?;
+/// The report that `manifest` names, beside the model file.
+fn read_report(manifest: &Manifest, model: &Path) -> Result<Option<Vec<u8>>, StoreError> {
+    let Some(report) = &manifest.report else { return Ok(None) };
+    let path = model.with_file_name(REPORT_FILE);
+    let page = std::fs::read(&path).map_err(|error| StoreError::file(&path, error))?;
+    let seen = Digest::of(&page);
+    if seen != report.digest {
+        let what = path.display().to_string();
+        return Err(StoreError::Digest { what, wanted: report.digest.clone(), seen });
     }
-    object::put(store, &uri, &format!("{folder}/{MANIFEST_FILE}"), json.to_vec()).await?;
-    let pointer = format!("{name}/keys/{}", manifest.key.hex());
-    object::put(store, &uri, &pointer, digest.hex().as_bytes().to_vec()).await?;
-    Ok(uri)
+    Ok(Some(page))
+}
+
+/// A repository of an object store.
+struct Kept<'a> {
+    store: &'a object::Store,
+    base: &'a str,
+    name: &'a str,
+}
+
+impl Kept<'_> {
+    async fn put(
+        &self,
+        model: &Path,
+        manifest: &Manifest,
+        json: &[u8],
+        report: Option<&[u8]>,
+    ) -> Result<String, StoreError> {
+        let Self { store, base, name } = self;
+        let digest = Digest::of(json);
+        let folder = format!("{name}/sha256/{}", digest.hex());
+        let uri = format!("{base}/{folder}");
+        let file = format!("{folder}/{MODEL_FILE}");
+        if !object::exists(store, &uri, &file, manifest.model.size).await? {
+            object::upload(store, &uri, &file, model).await?;
+        }
+        if let Some(page) = report {
+            object::put(store, &uri, &format!("{folder}/{REPORT_FILE}"), page.to_vec()).await?;
+        }
+        object::put(store, &uri, &format!("{folder}/{MANIFEST_FILE}"), json.to_vec()).await?;
+        let pointer = format!("{name}/keys/{}", manifest.key.hex());
+        object::put(store, &uri, &pointer, digest.hex().as_bytes().to_vec()).await?;
+        Ok(uri)
+    }
 }
 
 /// The artifact at `uri`, in memory: as many bytes as its Manifest says, no more, each of them

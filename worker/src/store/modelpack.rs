@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use lithe::artifact::{
     FILEPATH_ANNOTATION, MANIFEST_FILE, MODEL_ARTIFACT_TYPE, MODEL_CONFIG_MEDIA_TYPE,
-    MODEL_DOC_MEDIA_TYPE, MODEL_FILE, MODEL_WEIGHT_MEDIA_TYPE, Manifest,
+    MODEL_DOC_MEDIA_TYPE, MODEL_FILE, MODEL_WEIGHT_MEDIA_TYPE, Manifest, REPORT_MEDIA_TYPE,
 };
 use oci_client::manifest::{OCI_IMAGE_MEDIA_TYPE, OciDescriptor, OciImageManifest};
 use serde_json::json;
@@ -48,17 +48,23 @@ pub fn pack(name: &str, manifest: &Manifest, json: &[u8]) -> Pack {
     if let (Some(quantization), Some(object)) = (precision, parameters.as_object_mut()) {
         object.insert("quantization".into(), quantization.into());
     }
+    let mut digests = vec![&model.digest, &document];
+    digests.extend(manifest.report.as_ref().map(|report| &report.digest));
     let config = json!({
         "descriptor": {"name": name, "revision": manifest.key, "vendor": "lithe"},
         "config": parameters,
-        "modelfs": {"type": "layers", "diffIds": [model.digest, document]},
+        "modelfs": {"type": "layers", "diffIds": digests},
     })
     .to_string()
     .into_bytes();
-    let layers = vec![
+    let mut layers = vec![
         descriptor(MODEL_WEIGHT_MEDIA_TYPE, &model.digest, size, Some(MODEL_FILE)),
         descriptor(MODEL_DOC_MEDIA_TYPE, &document, json.len(), Some(MANIFEST_FILE)),
     ];
+    layers.extend(manifest.report.as_ref().map(|report| {
+        let size = usize::try_from(report.size).unwrap_or(usize::MAX);
+        descriptor(REPORT_MEDIA_TYPE, &report.digest, size, Some(&report.name))
+    }));
     let manifest = OciImageManifest {
         schema_version: 2,
         media_type: Some(OCI_IMAGE_MEDIA_TYPE.to_owned()),

@@ -3,16 +3,17 @@
 
 use std::time::{Duration, Instant};
 
-use lithe::artifact::SearchReport;
+use lithe::artifact::{GateResult, GateVerdict, SearchReport};
 use lithe::names::reason;
 use lithe::recipe::{Goal, Objective, Step};
 use lithe::units::NotAQuantity;
 
 use super::{Attempt, BUDGET, ROUNDS, candidates};
+use crate::compress::bench::{self, Bench, Judged};
 use crate::compress::data::{Samples, Splits};
 use crate::compress::{
-    Bench, Error, FIELD_DATA, FIELD_GATES, FIELD_MODEL, Request, change, evaluate, gates, latency,
-    load_session, normalise, same_signature, step, steps, trial,
+    Error, FIELD_DATA, FIELD_MODEL, Progress, Request, change, data_error, gates, load_session,
+    normalise, same_signature, step, steps, try_out,
 };
 use crate::onnx::{ModelProto, Refusal, graph};
 use crate::runtime::Session;
@@ -45,12 +46,14 @@ pub fn search(
             (*most, few(&splits.evaluation), splits.calibration.as_ref().map(few))
         })
         .collect();
+    // A candidate is told by its name, not by its samples.
+    let quiet = |_: Progress| ();
     let mut benches = Vec::new();
     for (most, evaluation, calibration) in &limited {
-        let bench = Bench { pairs: FEW_PAIRS, ..Bench::new(evaluation, original, recipe)? };
+        let bench = Bench::new(evaluation, original, recipe, &quiet)?.with_pairs(FEW_PAIRS);
         benches.push((Some(*most), bench, calibration.as_ref()));
     }
-    let whole = Bench::new(&splits.evaluation, original, recipe)?;
+    let whole = Bench::new(&splits.evaluation, original, recipe, &quiet)?;
     benches.push((None, whole, splits.calibration.as_ref()));
     let lab = Lab { request, model, goal: objective.minimise, benches };
     let size = graph::serialise(model).len() as u64;
@@ -106,43 +109,32 @@ impl Lab<'_> {
         if let Some((index, last)) = steps.iter().enumerate().next_back() {
             same_signature(Some(bench.original), &session, index, last)?;
         }
-        let data = |refusal| Error::refused(refusal, FIELD_DATA);
-        let answers = bench.judge.outputs(&session).map_err(data)?;
-        let judgement = bench.judge.compare(&bench.answers, &answers).map_err(data)?;
-        let latency = latency::measure(bench.original, &session, bench.judge.samples, bench.pairs)
-            .map_err(|error| data(Refusal::new(reason::DATA_INVALID, error.to_string())))?;
-        self.weigh(&bytes, &judgement, &latency)
+        let judged = bench.measure(&session)?;
+        self.weigh(&bytes, &judged)
     }
 
     /// Holds what was measured against the gates.
-    fn weigh(
-        &self,
-        bytes: &[u8],
-        judgement: &evaluate::Judgement,
-        latency: &lithe::artifact::LatencyReport,
-    ) -> Result<Attempt, Error> {
-        let gates = self.request.recipe.gates.clone().unwrap_or_default();
-        let size = bytes.len() as u64;
-        let measured = gates::Measured { size, judgement: Some(judgement), latency: Some(latency) };
-        let results = gates::check(&gates, &measured).map_err(|error| {
-            Error::refused(Refusal::new(reason::RECIPE_INVALID, error.to_string()), FIELD_GATES)
-        })?;
-        let sign = if gates.metric.larger_is_better() { 1.0 } else { -1.0 };
-        // Few samples say little: twice the half width of the interval is the benefit of the doubt.
-        let doubt = 2.0 * judgement.drop.1.unwrap_or(0.0);
-        let drop = gates.max_drop.as_ref().and_then(|bound| bound.fraction().ok());
-        let falls = drop.is_some_and(|bound| judgement.drop.0 - doubt > bound);
-        let misses =
-            gates.minimum.is_some_and(|bound| sign * judgement.value + doubt < sign * bound);
+    fn weigh(&self, bytes: &[u8], judged: &Judged) -> Result<Attempt, Error> {
+        let (gates, size) = (self.request.recipe.gates.as_ref(), bytes.len() as u64);
+        let memory = self.memory(bytes)?;
+        let results = bench::verdicts(gates, Some(judged), size, memory)?;
+        let Judged { judgement, latency } = judged;
+        let metric = gates.map_or_else(Default::default, |gates| gates.metric);
+        let sign = if metric.larger_is_better() { 1.0 } else { -1.0 };
+        // Few samples say little, but what fails with its whole interval is not saved by more of them.
+        let lost = |result: &GateResult| {
+            let about = ["finite", "maxDrop", "minimum", "maximum"];
+            result.verdict == GateVerdict::Failed && about.contains(&result.gate.as_str())
+        };
         Ok(Attempt {
             size,
             metric: judgement.value,
             better: sign * judgement.value,
             speedup: latency.speedup,
-            memory: self.memory(bytes)?,
+            memory,
             samples: judgement.samples as u64,
             failed: gates::failures(&results),
-            hopeless: judgement.broken > 0 || falls || misses,
+            hopeless: results.iter().any(lost),
         })
     }
 
@@ -153,9 +145,8 @@ impl Lab<'_> {
             let refusal = Refusal::new(reason::DATA_INVALID, "there are no samples");
             return Err(Error::refused(refusal, FIELD_DATA));
         };
-        let itself = bench.judge.compare(&bench.answers, &bench.answers);
-        let metric = itself.map_err(|refusal| Error::refused(refusal, FIELD_DATA))?.original;
-        let sign = if bench.judge.metric.larger_is_better() { 1.0 } else { -1.0 };
+        let metric = bench.judgement(bench.original)?.original;
+        let sign = if bench.judge.rule.metric.larger_is_better() { 1.0 } else { -1.0 };
         Ok(Attempt {
             size,
             metric,
@@ -168,15 +159,15 @@ impl Lab<'_> {
         })
     }
 
-    /// Peak memory of a process that loads and runs the model, where the goal is Memory.
+    /// Peak memory of a process that loads and runs the model, where goal or gates ask for it.
     fn memory(&self, bytes: &[u8]) -> Result<Option<u64>, Error> {
-        if self.goal != Goal::Memory {
+        let bound =
+            self.request.recipe.gates.as_ref().is_some_and(|gates| gates.max_memory.is_some());
+        let samples = self.benches.last().map(|(_, bench, _)| bench.judge.samples);
+        let Some(samples) = samples.filter(|_| bound || self.goal == Goal::Memory) else {
             return Ok(None);
-        }
-        let limits = trial::Limits::for_size(bytes.len() as u64);
-        trial::trial(&self.request.program, bytes, limits).map(Some).map_err(|fault| match fault {
-            trial::Fault::Refused(refusal) => Error::refused(refusal, FIELD_MODEL),
-            trial::Fault::Broken(source) => Error::Io { act: "measure a model's memory", source },
-        })
+        };
+        let sample = samples.inputs(0, samples.batch(1)).map_err(|error| data_error(&error))?;
+        try_out(self.request, bytes, &sample).map(Some)
     }
 }
