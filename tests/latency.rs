@@ -1,5 +1,5 @@
 //! Histograms, moments and signals: what adds up, what can be subtracted, what is refused.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use std::time::Duration;
 

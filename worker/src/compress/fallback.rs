@@ -17,10 +17,13 @@ use crate::onnx::{DataType, GraphProto, ModelProto, operators, weights};
 /// Operators that hold what a step quantizes.
 const LAYERS: [&str; 6] = ["Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "Gather"];
 
+/// Runs a step on a model; the flag asks for few samples only.
+type Run<'a> = dyn Fn(ModelProto, &Step, bool) -> Result<(ModelProto, Change), Error> + 'a;
+
 /// What the search for layers needs from outside.
 pub struct Bench<'a> {
     /// Runs the step on a model; the flag asks for few samples only.
-    pub run: &'a dyn Fn(ModelProto, &Step, bool) -> Result<(ModelProto, Change), Error>,
+    pub run: &'a Run<'a>,
     /// The judged output of a model on the samples that rank.
     pub outputs: &'a dyn Fn(&ModelProto) -> Result<Rows, Error>,
     /// Whether the gates on the metric hold for a model.

@@ -47,10 +47,13 @@ pub struct Attempt {
     pub hopeless: bool,
 }
 
+/// Compresses by steps and measures on at most so many samples, or on all.
+type Try<'a> = dyn Fn(&[Step], Option<usize>) -> Result<Attempt, Error> + 'a;
+
 /// What a search needs from outside.
 pub struct Bench<'a> {
     /// Compresses by the steps and measures on at most so many samples, or on all.
-    pub attempt: &'a dyn Fn(&[Step], Option<usize>) -> Result<Attempt, Error>,
+    pub attempt: &'a Try<'a>,
     /// Time since the search began.
     pub clock: &'a dyn Fn() -> Duration,
     /// The original, as if it were a candidate.

@@ -210,8 +210,8 @@ fn passes(node: &NodeProto, convolves: bool) -> bool {
     const POOLS: [&str; 3] = ["MaxPool", "AveragePool", "GlobalAveragePool"];
     let is = |op: &&str| operators::is(node, op);
     // The second layer's own check tells whether Flatten kept the channels apart.
-    EACH.iter().any(|op| is(op))
-        || (convolves && (POOLS.iter().any(|op| is(op)) || is(&"Flatten")))
+    EACH.iter().any(&is)
+        || (convolves && (POOLS.iter().any(&is) || is(&"Flatten")))
         || is(&"Dropout")
 }
 
