@@ -88,11 +88,12 @@ fn print(lines: &[Value]) -> Result<()> {
             both.map(|(through, direct)| through - direct).unwrap_or(f64::NAN)
         };
         println!(
-            "{target}: adds {:.0} us (p50, limit 100) and {:.0} us (p99, limit 500) at {:.0} requests/s; \
-             {:.0} requests for a second of a core (limit 20000), at most {:.0}/s on this machine",
+            "{target}: adds {:.0} us (p50, limit 100) and {:.0} us (p99, limit 500) at {:.0} requests/s, \
+             {:.0} of them failed; {:.0} requests for a second of a core (limit 20000), at most {:.0}/s on this machine",
             added("p50_us"),
             added("p99_us"),
             number(latency, "requests_per_second").unwrap_or(f64::NAN),
+            number(latency, "failed").unwrap_or(f64::NAN),
             number(most, "requests_per_core_second").unwrap_or(f64::NAN),
             number(most, "requests_per_second").unwrap_or(f64::NAN),
         );
@@ -152,7 +153,7 @@ fn nginx(folder: &Path, worker: u16, port: u16) -> Result<Option<Process>> {
     let Some(program) = program else { return Ok(None) };
     let text = format!(
         "daemon off; worker_processes auto; pid {folder}/nginx.pid; error_log stderr crit;\n\
-         events {{ worker_connections 4096; }}\n\
+         events {{ worker_connections 16384; }}\n\
          http {{ access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;\n\
          fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;\n\
          upstream worker {{ server 127.0.0.1:{worker}; keepalive 256; keepalive_requests 100000000; }}\n\
