@@ -4,6 +4,7 @@ pub mod autoscale;
 pub mod compression;
 pub mod gateway;
 pub mod operator;
+pub mod serve;
 pub mod worker;
 
 use std::path::PathBuf;
@@ -20,6 +21,8 @@ pub enum Bench {
     Compression,
     /// What the gateway adds to a request, requests for a core, memory; beside nginx.
     Gateway,
+    /// What serving adds to bare ONNX Runtime, requests per second, memory, and overload.
+    Serve,
     /// Time from start to ready, and the size of the image, of the worker.
     Worker,
     /// Late requests and pods of the operator's autoscaling, beside its peers and an oracle, simulated.
@@ -51,6 +54,7 @@ pub fn bench(what: Bench, options: &Options) -> Result<()> {
         Bench::Operator => operator::bench(json),
         Bench::Compression => compression::bench(json),
         Bench::Gateway => gateway::bench(json),
+        Bench::Serve => serve::bench(json),
         Bench::Worker => worker::bench(json),
         Bench::Autoscale => autoscale::bench(options),
     }

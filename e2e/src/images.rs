@@ -98,7 +98,8 @@ fn worker(base: &str, binaries: &Path) -> Result<Archive> {
     build(base, "worker", &root().join("worker/Containerfile"), &files)
 }
 
-fn root() -> PathBuf {
+/// The root of the sources.
+pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 

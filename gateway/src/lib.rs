@@ -23,6 +23,7 @@ mod probe;
 mod proxy;
 pub mod refuse;
 pub mod retry;
+mod served;
 mod tally;
 mod upload;
 pub mod watch;

@@ -17,8 +17,9 @@ use lithe::gateway::{Configuration, Model, Worker, WorkerState};
 use lithe::names::{
     LABEL_REVISION, LABEL_ROLE, LABEL_UID, PORT_ADMIN, PORT_GRPC, PORT_HTTP, ROLE_WORKERS,
 };
-use lithe::spec::ModelDeployment;
 use tokio::sync::{mpsc, watch};
+
+use crate::served::{Served, model};
 
 /// A watch is renewed after this time, so that one whose connection died silently is noticed.
 const WATCH_SECONDS: u32 = 30;
@@ -53,7 +54,7 @@ pub async fn cluster(
     };
     let (news, mut told) = mpsc::channel(256);
     for (scope, namespace) in scopes.iter().enumerate() {
-        let models = api::<DeserializeGuard<ModelDeployment>>(&client, *namespace);
+        let models = api::<DeserializeGuard<Served>>(&client, *namespace);
         let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
         let events = watch_objects(models, config.clone()).default_backoff();
         let sender = news.clone();
@@ -193,33 +194,6 @@ async fn follow<K>(
     }
 }
 
-/// What the gateway needs of a ModelDeployment; nothing when it gives it no ports. One that leaves
-/// the gateway keeps its ports until its status says so.
-fn model(object: &DeserializeGuard<ModelDeployment>) -> Option<Model> {
-    let object = match &object.0 {
-        Ok(object) => object,
-        Err(error) => {
-            let (namespace, name) = (&error.metadata.namespace, &error.metadata.name);
-            tracing::warn!(?namespace, ?name, %error, "unreadable ModelDeployment");
-            return None;
-        }
-    };
-    let traffic = object.status.as_ref()?.traffic.as_ref()?;
-    let latency = object.spec.scaling.latency.as_ref();
-    Some(Model {
-        uid: object.uid()?,
-        namespace: object.namespace().unwrap_or_default(),
-        name: object.name_any(),
-        generation: object.metadata.generation.unwrap_or_default(),
-        resource_version: object.resource_version().unwrap_or_default(),
-        http_port: traffic.http_port?,
-        grpc_port: traffic.grpc_port?,
-        target: latency.map(|latency| latency.target.clone()),
-        weights: traffic.weights.clone(),
-        workers: Vec::new(),
-    })
-}
-
 /// The workers of one EndpointSlice.
 #[derive(Clone)]
 struct Slice {
@@ -357,28 +331,6 @@ mod tests {
         let worker = workers.first().unwrap();
         let ports = (worker.http_port, worker.grpc_port, worker.admin_port);
         assert_eq!((ports, worker.revision.as_str()), ((1, 2, PORT_ADMIN), "r1"));
-    }
-
-    #[test]
-    fn a_model_counts_once_its_status_gives_it_ports() {
-        let read = |status: Value| {
-            let object = json!({
-                "apiVersion": "lithe.dev/v1alpha1", "kind": "ModelDeployment",
-                "metadata": {"name": "m", "namespace": "n", "uid": "u", "generation": 2, "resourceVersion": "7"},
-                "spec": {"model": {"uri": "pvc://models/m.onnx"}, "scaling": {
-                    "maxReplicas": 2, "latency": {"target": "50ms"}}},
-                "status": status,
-            });
-            model(&serde_json::from_value(object).unwrap())
-        };
-        assert_eq!(read(json!({})), None);
-        assert_eq!(read(json!({"traffic": {"mode": "Direct"}})), None);
-        let told =
-            read(json!({"traffic": {"mode": "Gateway", "httpPort": 20000, "grpcPort": 20001}}));
-        let told = told.unwrap();
-        assert_eq!((told.generation, told.resource_version.as_str()), (2, "7"));
-        assert_eq!((told.http_port, told.grpc_port), (20000, 20001));
-        assert_eq!(told.target, Some("50ms".into()));
     }
 
     #[test]

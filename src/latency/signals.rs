@@ -1,7 +1,8 @@
 //! What a worker answers on `GET /signals` of its admin port, and the gateway for each model: the
 //! whole of what autoscaling knows about requests.
 //!
-//! Counters only grow while the process lives; gauges are of the moment.
+//! Counters only grow while the process lives; gauges are of the moment. A field that is not known is
+//! left aside: while an upgrade goes on, workers, gateways and operator are of two versions.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +11,7 @@ use super::moments::Moments;
 
 /// One process's view of one model.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Signals {
     /// Random, drawn when the process starts: another one means that counters began at zero.
     pub boot: String,
@@ -47,7 +48,7 @@ pub struct Signals {
 /// What only grows while the process lives. Every arrival ends as a completion, a failure or a
 /// refusal, or is still in flight.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Counters {
     /// Requests that came, refused ones included: the demand.
     pub arrivals: u64,
@@ -72,7 +73,7 @@ pub struct Counters {
 
 /// Requests that were turned away, by cause.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Refused {
     /// The queue was full.
     pub queue_full: u64,

@@ -21,7 +21,7 @@ use clap::Parser;
 use serde_json::json;
 
 use crate::pods::profiles;
-use crate::scenario::{Outcome, Scenario};
+use crate::scenario::{Outcome, Scenario, Standing};
 use crate::trace::Trace;
 use crate::twin::Exact;
 
@@ -120,15 +120,19 @@ fn table(scenario: &Scenario<'_>, outcome: &Outcome) {
     }
 }
 
-/// Over all scenarios: what `lithe` costs, and how often a tuned peer is ahead on late times cost.
+/// Over all scenarios: what `lithe` costs, and how it stands beside peers tuned with hindsight.
 fn summary(outcomes: &[Outcome]) {
     let costs = outcomes.iter().filter_map(Outcome::cost);
     let count = costs.clone().count().max(1) as f64;
     let mean = (costs.map(f64::ln).sum::<f64>() / count).exp();
-    let ahead = outcomes.iter().filter(|outcome| outcome.ahead()).count();
+    let standings: Vec<Standing> = outcomes.iter().map(Outcome::standing).collect();
+    let of = |holds: fn(&Standing) -> bool| standings.iter().filter(|one| holds(one)).count();
     println!(
-        "\nlithe: {mean:.3}x the oracle (geometric mean of {}); on late x cost ahead of every peer, \
-         tuned with hindsight, in {ahead}",
+        "\nlithe: {mean:.3}x the oracle (geometric mean of {}). Beside every peer, tuned with hindsight: \
+         by none beaten on both late and cost in {}; cheaper than all in {}; late x cost less than all in {}",
         outcomes.len(),
+        of(|one| one.undominated),
+        of(|one| one.cheapest),
+        of(|one| one.least_product),
     );
 }

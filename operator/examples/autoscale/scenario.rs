@@ -130,14 +130,31 @@ impl Outcome {
         self.ours().map(|score| score.pod_seconds / self.oracle)
     }
 
-    /// Whether late times cost of ours is less than that of every tuned peer.
-    pub fn ahead(&self) -> bool {
+    /// How ours stands beside the tuned peers, each of which is at its cheapest at no more late
+    /// requests than ours, or 1 %.
+    pub fn standing(&self) -> Standing {
+        let Some(ours) = self.ours() else { return Standing::default() };
+        let tuned = || self.rows.iter().filter(|row| row.controller.ends_with(TUNED));
         let product = |score: &Score| score.late_percent() * score.pod_seconds;
-        self.ours().is_some_and(|ours| {
-            self.rows
-                .iter()
-                .filter(|row| row.controller.ends_with(TUNED))
-                .all(|row| product(ours) < product(&row.score))
-        })
+        Standing {
+            undominated: tuned().all(|row| {
+                let (late, cost) = (row.score.late_percent(), row.score.pod_seconds);
+                late > ours.late_percent() || cost > ours.pod_seconds
+            }),
+            cheapest: tuned().all(|row| row.score.pod_seconds > ours.pod_seconds),
+            least_product: tuned().all(|row| product(&row.score) > product(ours)),
+        }
     }
+}
+
+/// Three readings of "ahead of every tuned peer on late requests and cost".
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Standing {
+    /// No peer is at most as late and at most as dear.
+    pub undominated: bool,
+    /// No peer is at most as dear.
+    pub cheapest: bool,
+    /// No peer has a product of both that is as small; a peer without a late request wins it at any
+    /// cost.
+    pub least_product: bool,
 }
