@@ -7,16 +7,20 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use lithe::gateway::{Configuration, Model, Worker, WorkerState};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::images;
 
 /// A process that ends with us.
-struct Process(Child);
+struct Process(Child, Signal);
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let _ = self.0.kill();
+        if let Ok(process) = i32::try_from(self.0.id()) {
+            let _ = kill(Pid::from_raw(process), self.1);
+        }
         let _ = self.0.wait();
     }
 }
@@ -165,13 +169,16 @@ fn nginx(folder: &Path, worker: u16, port: u16) -> Result<Option<Process>> {
     std::fs::write(&file, text)?;
     let mut command = Command::new(program);
     command.arg("-c").arg(&file).args(["-p".as_ref(), folder.as_os_str()]);
-    start(&mut command).map(Some)
+    let mut nginx = start(&mut command)?;
+    // Killed outright it would leave its workers behind.
+    nginx.1 = Signal::SIGTERM;
+    Ok(Some(nginx))
 }
 
 fn start(command: &mut Command) -> Result<Process> {
     let name = command.get_program().to_string_lossy().into_owned();
     let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-    Ok(Process(child.with_context(|| format!("start {name}"))?))
+    Ok(Process(child.with_context(|| format!("start {name}"))?, Signal::SIGKILL))
 }
 
 fn ports<const N: usize>() -> Result<[u16; N]> {
