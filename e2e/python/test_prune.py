@@ -315,7 +315,9 @@ def check_against_mask(original: Path, pruned: Path, folder: Path, inputs: dict[
     mask = masked(original, pruned, folder / "masked.onnx")
     for wanted, seen in zip(session(mask).run(None, inputs), session(pruned).run(None, inputs), strict=True):
         assert np.ptp(wanted) > 1e-4, "the masked model says nothing"
-        same(wanted, seen)
+        # Shorter sums are cut into other blocks by each processor's kernels: with AVX-512 two of
+        # 530,000 outputs of a deep model differ by 1.7e-5. A channel too many is a thousandfold of it.
+        same(wanted, seen, within=1e-4)
 
 
 def parameters(model: Path) -> int:
