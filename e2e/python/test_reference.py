@@ -386,5 +386,5 @@ def test_a_step_that_matches_nothing_is_refused_with_its_name(tmp_path: Path):
     np.savez(tmp_path / "x.npz", x=np.zeros((32, 3, 8, 8), np.float32))
     done = run(conv_only(tmp_path), {"steps": [DYNAMIC]}, tmp_path / "out", tmp_path / "x.npz")
     assert done.returncode == REFUSED, done.stderr[-2000:]
-    [line] = [line for line in done.stderr.splitlines() if "quantize" in line]
+    line = [line for line in done.stderr.splitlines() if "quantize" in line][-1]
     assert "Conv" in line, f"the sentence does not say what the model has instead: {line}"
