@@ -32,7 +32,7 @@ async fn admission_refuses_what_can_never_be_right() {
         (json!({"model": {"uri": "pvc://m/a.onnx", "digest": "sha256:ABC"}}), "spec.model.digest"),
         (
             json!({"model": {"uri": "pvc://m/a.onnx"}, "compression": {"steps": [{"optimize": {}, "quantize": {}}]}}),
-            "exactly one of optimize, prune, finetune, quantize",
+            "exactly one of optimize, equalize, prune, finetune, quantize",
         ),
         (
             json!({"model": {"uri": "pvc://m/a.onnx"}, "compression": {"steps": [{}]}}),
