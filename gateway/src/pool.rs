@@ -159,7 +159,19 @@ async fn connect(address: SocketAddr) -> Result<Connection, PoolError> {
         .handshake::<_, Bytes>(stream)
         .await
         .map_err(|error| unreachable(error.to_string()))?;
-    let pings = driver.ping_pong();
+    let mut pings = driver.ping_pong();
+    let mut driver = Box::pin(driver);
+    tokio::select! {
+        ended = &mut driver => {
+            let reason = ended.err().map_or("it closed".into(), |error| error.to_string());
+            return Err(unreachable(reason));
+        }
+        answered = tokio::time::timeout(CONNECT, alive(&mut pings)) => match answered {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(unreachable(error.to_string())),
+            Err(_) => return Err(unreachable(format!("no answer within {CONNECT:?}"))),
+        },
+    }
     tokio::spawn(async move {
         tokio::select! {
             ended = driver => if let Err(error) = ended {
@@ -169,6 +181,16 @@ async fn connect(address: SocketAddr) -> Result<Connection, PoolError> {
         }
     });
     Ok(Connection { sender, streams: AtomicU32::new(0), closed: AtomicBool::new(false) })
+}
+
+/// The worker itself answers on the connection. The kernel completes connections that nobody has
+/// accepted, and resets them when the worker ends: a request that was written into one would be lost,
+/// and nobody could say whether it was looked at.
+async fn alive(pings: &mut Option<h2::PingPong>) -> Result<(), h2::Error> {
+    match pings {
+        Some(pings) => pings.ping(h2::Ping::opaque()).await.map(drop),
+        None => Ok(()),
+    }
 }
 
 /// Ends when the worker does not answer a ping in time.

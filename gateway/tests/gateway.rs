@@ -27,7 +27,8 @@ async fn grpc_requests_of_one_connection_are_spread_over_all_workers() {
     let told = workers.iter().map(|worker| worker.told(READY)).collect();
     let gateway = Running::start(told, Limits::default()).await;
     let client = gateway.client().await;
-    let calls = (0..300).map(|n| client.grpc(format!("request {n}")));
+    // Fewer than one connection may carry: a client that has not read the limit yet is refused beyond.
+    let calls = (0..240).map(|n| client.grpc(format!("request {n}")));
     for (n, answer) in futures::future::join_all(calls).await.into_iter().enumerate() {
         let answer = answer.unwrap();
         assert_eq!(
@@ -36,7 +37,7 @@ async fn grpc_requests_of_one_connection_are_spread_over_all_workers() {
         );
     }
     for worker in &workers {
-        assert!(worker.requests() >= 50, "{}", worker.requests());
+        assert!(worker.requests() >= 40, "{}", worker.requests());
     }
 }
 
@@ -54,7 +55,8 @@ async fn no_request_fails_while_workers_come_and_go_a_hundred_times() {
                 let mut sent = 0_u64;
                 while !*stopped.borrow() {
                     let answer = client.grpc("x").await.unwrap();
-                    assert_eq!((answer.grpc(), &answer.body[..]), (Some("0"), &b"x"[..]));
+                    let said = (answer.grpc(), &answer.body[..]);
+                    assert_eq!(said, (Some("0"), &b"x"[..]), "after {sent}: {answer:?}");
                     sent += 1;
                 }
                 sent

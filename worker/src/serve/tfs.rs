@@ -13,10 +13,12 @@ mod result;
 mod tensor;
 
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 use super::error::InferError;
 use super::model::{Signature, VERSION};
-use super::server::Server;
+use super::server::{Request, Response, Server};
+use crate::tensor::Tensor;
 
 /// The one signature of a model, in TensorFlow's words.
 const SIGNATURE: &str = "serving_default";
@@ -78,6 +80,17 @@ impl Asked {
         }
         server.signature(&self.model, VERSION)
     }
+}
+
+/// Runs the model; neither protocol has priorities.
+async fn infer(
+    server: &Server,
+    inputs: Vec<(String, Tensor)>,
+    outputs: Vec<String>,
+    deadline: Option<Instant>,
+) -> Result<Response, InferError> {
+    let (model, version) = (server.name().to_owned(), VERSION.to_owned());
+    server.infer(Request { model, version, inputs, outputs, deadline, priority: 0 }).await
 }
 
 /// Refuses inputs that are not exactly the model's, in TensorFlow Serving's words.

@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status};
 
 use super::example::Examples;
 use super::result::{self, Classifier};
-use super::{Asked, SIGNATURE, Version, inputs_match, metadata, tensor};
+use super::{Asked, SIGNATURE, Version, infer, inputs_match, metadata, tensor};
 use crate::serve::error::InferError;
 use crate::serve::grpc::deadline;
 use crate::serve::metrics::Protocol;
@@ -62,17 +62,6 @@ impl Service {
         }
     }
 
-    async fn infer(
-        &self,
-        inputs: Vec<(String, Tensor)>,
-        outputs: Vec<String>,
-        deadline: Option<Instant>,
-    ) -> Result<server::Response, InferError> {
-        let (model, version) = (self.server.name().to_owned(), VERSION.to_owned());
-        let request = server::Request { model, version, inputs, outputs, deadline, priority: 0 };
-        self.server.infer(request).await
-    }
-
     /// Runs the model on tensors.
     async fn run(
         &self,
@@ -82,7 +71,7 @@ impl Service {
         let asked = Asked::from(request.model_spec);
         let signature = asked.signature(&self.server)?;
         let inputs = inputs(signature, request.inputs, self.server.max_request_bytes)?;
-        let response = self.infer(inputs, request.output_filter, deadline).await?;
+        let response = infer(&self.server, inputs, request.output_filter, deadline).await?;
         let encode = |(name, tensor): (String, Tensor)| (name, tensor::encode(&tensor));
         Ok(PredictResponse {
             outputs: response.outputs.into_iter().map(encode).collect(),
@@ -101,7 +90,7 @@ impl Service {
         let classifier = Classifier::of(signature)?;
         let examples = Examples::from(input);
         let inputs = examples.inputs(signature, self.server.max_request_bytes)?;
-        let response = self.infer(inputs, classifier.outputs(), deadline).await?;
+        let response = infer(&self.server, inputs, classifier.outputs(), deadline).await?;
         classifier.read(&response, examples.rows.len())
     }
 
@@ -116,7 +105,7 @@ impl Service {
         let output = result::regression(signature)?;
         let examples = Examples::from(input);
         let inputs = examples.inputs(signature, self.server.max_request_bytes)?;
-        let response = self.infer(inputs, vec![output.clone()], deadline).await?;
+        let response = infer(&self.server, inputs, vec![output.clone()], deadline).await?;
         result::regressions(&response, &output, examples.rows.len())
     }
 
@@ -155,7 +144,7 @@ impl Service {
         outputs.extend(
             regression.iter().filter(|name| !outputs.contains(name)).cloned().collect::<Vec<_>>(),
         );
-        let response = self.infer(inputs, outputs, deadline).await?;
+        let response = infer(&self.server, inputs, outputs, deadline).await?;
         let rows = examples.rows.len();
         let mut results = Vec::with_capacity(request.tasks.len());
         for task in &request.tasks {

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::example::Examples;
 use super::path::{self, Act};
 use super::result::{self, Classifier};
-use super::{Asked, column, json_example, metadata};
+use super::{Asked, column, infer, json_example, metadata};
 use crate::serve::element::{self, Writer};
 use crate::serve::error::InferError;
 use crate::serve::metrics::Protocol;
@@ -143,33 +143,22 @@ impl Api {
                 let classifier = Classifier::of(signature)?;
                 let examples = message.examples()?;
                 let inputs = examples.inputs(signature, self.server.max_request_bytes)?;
-                let response = self.infer(inputs, classifier.outputs(), deadline).await?;
+                let response = infer(&self.server, inputs, classifier.outputs(), deadline).await?;
                 classes(&classifier.read(&response, examples.rows.len())?)
             }
             Act::Regress => {
                 let output = result::regression(signature)?;
                 let examples = message.examples()?;
                 let inputs = examples.inputs(signature, self.server.max_request_bytes)?;
-                let response = self.infer(inputs, vec![output.clone()], deadline).await?;
+                let response = infer(&self.server, inputs, vec![output.clone()], deadline).await?;
                 numbers(&result::regressions(&response, &output, examples.rows.len())?)
             }
             _ => {
                 let (inputs, form) = message.inputs(signature)?;
-                let response = self.infer(inputs, Vec::new(), deadline).await?;
+                let response = infer(&self.server, inputs, Vec::new(), deadline).await?;
                 form.write(&response)
             }
         }
-    }
-
-    async fn infer(
-        &self,
-        inputs: Vec<(String, Tensor)>,
-        outputs: Vec<String>,
-        deadline: Option<Instant>,
-    ) -> Result<server::Response, InferError> {
-        let (model, version) = (self.server.name().to_owned(), VERSION.to_owned());
-        let request = server::Request { model, version, inputs, outputs, deadline, priority: 0 };
-        self.server.infer(request).await
     }
 }
 
