@@ -19,7 +19,7 @@ use crate::serve::error::InferError;
 use crate::serve::grpc::deadline;
 use crate::serve::metrics::Protocol;
 use crate::serve::model::{Signature, VERSION};
-use crate::serve::server::{self, Server};
+use crate::serve::server::Server;
 use crate::tensor::Tensor;
 
 /// The one piece of metadata there is.

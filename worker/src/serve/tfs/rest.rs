@@ -21,7 +21,7 @@ use super::{Asked, column, infer, json_example, metadata};
 use crate::serve::element::{self, Writer};
 use crate::serve::error::InferError;
 use crate::serve::metrics::Protocol;
-use crate::serve::model::{Signature, VERSION};
+use crate::serve::model::Signature;
 use crate::serve::protocols::Served;
 use crate::serve::rest::{body, reply, wrong_method};
 use crate::serve::server::{self, Server};
