@@ -38,6 +38,7 @@ pub fn decide(
                 &mut told,
             )
         }
+        None if current.answered => first(seen, &mut told),
         None => blind(&mut state, seen, now, &mut told),
     };
     let mut decision = Decision { replicas: bounds(spec, wanted, &mut told), replace: None };
@@ -94,6 +95,16 @@ fn figures(state: &State, spec: &Spec, current: &Now, figures: &mut Figures) {
     figures.correction = state.model.correction;
     figures.start = state.model.start(spec);
     (figures.ready, figures.known) = (current.ready, current.known);
+}
+
+/// Counters were read once: a load shows from the second time on.
+fn first(seen: &Observation, told: &mut Explanation) -> u32 {
+    told.reason = Reason::Held;
+    told.sentences.push(format!(
+        "The first figures are in; load shows from the second on, and the number stays at {} until then.",
+        seen.replicas
+    ));
+    seen.replicas
 }
 
 /// Nobody answers: the number stays as it is.
